@@ -1,0 +1,81 @@
+"""Checks the contracts share. Each raises OpArgumentError: asked, found, possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from accel.contracts.activation import ACTIVATIONS
+from accel.errors import OpArgumentError, close_matches
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)} on {tensor.device}"
+
+
+def require_floats(op: str, x: Tensor, others: Mapping[str, Tensor | None]) -> None:
+    """``x`` is floating point, and every other tensor has its dtype and device."""
+    if x.dtype not in FLOATS:
+        known = ", ".join(str(d).removeprefix("torch.") for d in FLOATS)
+        raise OpArgumentError(f"{op}: x must be one of {known}; found {describe(x)}")
+    for name, tensor in others.items():
+        if tensor is None:
+            continue
+        if tensor.dtype is not x.dtype:
+            raise OpArgumentError(
+                f"{op}: {name} must have x's dtype; found {describe(tensor)} beside "
+                f"{describe(x)}; cast one of them"
+            )
+        if tensor.device != x.device:
+            raise OpArgumentError(
+                f"{op}: {name} must be on x's device; found {describe(tensor)} beside "
+                f"{describe(x)}; move one of them"
+            )
+
+
+def require_act(op: str, act: str | None, *, optional: bool = True) -> None:
+    known = isinstance(act, str) and act in ACTIVATIONS
+    if not known and not (optional and act is None):
+        none = " (None for none)" if optional else ""
+        raise OpArgumentError(
+            f"{op}: unknown act {act!r}; {close_matches(str(act), ACTIVATIONS)}{none}"
+        )
+
+
+def require_out_dtype(op: str, out_dtype: torch.dtype | None) -> None:
+    if out_dtype is not None and out_dtype not in FLOATS:
+        raise OpArgumentError(f"{op}: out_dtype must be a floating point dtype, not {out_dtype}")
+
+
+def require_weight(op: str, name: str, w: Tensor, x: Tensor) -> None:
+    if w.dim() != 2:
+        raise OpArgumentError(f"{op}: {name} must be [out, in]; found {describe(w)}")
+    if x.dim() < 1:
+        raise OpArgumentError(f"{op}: x must have at least one dimension; found {describe(x)}")
+    if x.shape[-1] != w.shape[1]:
+        raise OpArgumentError(
+            f"{op}: x's last dimension must be {name}'s in = {w.shape[1]}; found {describe(x)} "
+            f"with {name} {describe(w)}"
+        )
+
+
+def require_same_shape(op: str, name: str, w: Tensor, like: str, other: Tensor) -> None:
+    if w.shape != other.shape:
+        raise OpArgumentError(
+            f"{op}: {name} must have {like}'s shape; found {describe(w)} beside {describe(other)}"
+        )
+
+
+def require_bias(op: str, name: str, b: Tensor | None, out: int) -> None:
+    if b is not None and (b.dim() != 1 or b.shape[0] != out):
+        raise OpArgumentError(f"{op}: {name} must be [{out}]; found {describe(b)}")
+
+
+def refuse_nontensor(op: str, arguments: Mapping[str, object], optional: tuple[str, ...]) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) and not (value is None and name in optional):
+            raise TypeError(f"{op}: {name} must be a torch.Tensor, not {type(value).__name__}")

@@ -1,0 +1,107 @@
+"""Contract: the single source of truth for an op, read by ops, backends, conformance and bench."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest error against float64, in units of the result's RMS.
+
+    ``rms`` bounds the root mean square of the error, ``peak`` its largest element.
+    """
+
+    rms: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that must be moved and floating point operations that must be done."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A named input. ``make(dtype, device)`` returns the op's arguments in the schema's order.
+
+    The values depend on the name alone: host-generated from a fixed seed, then moved.
+    """
+
+    name: str
+    make: Callable[[torch.dtype, torch.device], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """Arguments that break the contract, and words the error must contain."""
+
+    name: str
+    make: Callable[[torch.dtype, torch.device], tuple[Any, ...]]
+    says: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What an op promises.
+
+    ``name``        of the op
+    ``family``      builder that offers it, one of :data:`accel.op_builder.FAMILIES`
+    ``schema``      torch schema of the arguments and result, without the name
+    ``options``     argument names whose values implementations may refuse by
+    ``check``       raises OpArgumentError unless the arguments keep the contract; metadata only
+    ``fits``        of the tensor arguments: whether shapes and dtypes keep the contract, in half a
+                    microsecond; asked per call, where ``check`` is asked per binding and on error
+    ``reference``   the meaning, in the plainest possible torch
+    ``backward``    ``(grad, needs, *args) -> one gradient or None per argument``; differentiable
+                    torch operations, so that it serves every order of derivative
+    ``autocast``    dtype under autocast: ``"lower"``, autocast's; ``"input"``, the first argument's
+    ``reference_invariant``  the reference's rows do not depend on their neighbours
+    ``tolerance``   per dtype, against float64
+    ``samples``     inputs for conformance; each argument matters in one of them
+    ``bad_inputs``  inputs that must be refused
+    ``cost``        of a call with given arguments
+
+    Leading dimensions of the first argument are rows: any number of them, treated alike.
+    """
+
+    name: str
+    family: str
+    schema: str
+    options: tuple[str, ...]
+    check: Callable[..., None]
+    fits: Callable[..., bool]
+    fake: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    backward: Callable[..., Sequence[Tensor | None]]
+    autocast: str
+    reference_invariant: bool
+    tolerance: Mapping[torch.dtype, Tolerance]
+    samples: Callable[[], Iterable[Sample]]
+    bad_inputs: Callable[[], Iterable[BadInput]]
+    cost: Callable[..., Cost]
+
+    @cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments by name, in the schema's order, with their defaults."""
+        return inspect.signature(self.reference).parameters
+
+    @cached_property
+    def tensor_count(self) -> int:
+        """How many arguments are tensors; they come first."""
+        return self.schema.partition("->")[0].count("Tensor")
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+        """All arguments in order, defaults filled in."""
+        given = {**dict(zip(self.parameters, args)), **(kwargs or {})}
+        return tuple(given.get(name, p.default) for name, p in self.parameters.items())

@@ -1,0 +1,125 @@
+"""The exceptions and warnings of accel.
+
+    AccelError
+    ├── ConfigError              (ValueError)    a setting, variable or order that cannot be read
+    ├── BackendError             (RuntimeError)  no accelerator could be chosen
+    │   ├── NoBackendError                       nothing usable is installed
+    │   ├── BackendNotFoundError                 the backend asked for is not installed
+    │   ├── BackendUnavailableError              it is installed, and refused
+    │   ├── BackendConflictError                 two distributions claim its name
+    │   └── AmbiguousBackendError                two available backends have the same rank
+    ├── PluginError              (RuntimeError)  a plugin broke a rule of the hooks
+    ├── UnsupportedCapability    (NotImplementedError)  the device cannot do what was asked
+    ├── OpError
+    │   ├── UnknownOpError       (LookupError)   no op, builder or implementation of that name
+    │   ├── OpArgumentError      (ValueError, RuntimeError)  an argument breaks the op's contract
+    │   ├── OpRefusedError       (RuntimeError)  the implementation asked for refuses this request
+    │   └── OpResolutionError    (RuntimeError)  no implementation serves this request
+    └── BuildError               (RuntimeError)  native code could not be built
+        ├── BuildTimeoutError    (TimeoutError)  another process held the build for too long
+        └── CacheError           (OSError)       the build cache cannot be read or written
+
+    AccelWarning                 (UserWarning)
+    ├── FallbackWarning          something other than the first choice serves
+    └── VarianceWarning          no shape-invariant implementation serves an exact request
+
+Messages say what was asked, what was found and what is possible.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AccelError(Exception):
+    """Root of everything accel raises on purpose."""
+
+
+class ConfigError(AccelError, ValueError):
+    """A setting, environment variable or order that cannot be read."""
+
+
+class BackendError(AccelError, RuntimeError):
+    """No accelerator could be chosen."""
+
+
+class NoBackendError(BackendError):
+    """No backend is installed, or none of those installed can be used."""
+
+
+class BackendNotFoundError(BackendError):
+    """The backend asked for by name is not installed."""
+
+
+class BackendUnavailableError(BackendError):
+    """The backend asked for is installed and was refused."""
+
+
+class BackendConflictError(BackendError):
+    """Two distributions claim one backend name."""
+
+
+class AmbiguousBackendError(BackendError):
+    """Two available backends have the same rank, and nobody said which to take."""
+
+
+class PluginError(AccelError, RuntimeError):
+    """A plugin broke a rule of the hooks."""
+
+
+class UnsupportedCapability(AccelError, NotImplementedError):
+    """The device lacks the ability that was used."""
+
+
+class OpError(AccelError):
+    """Root of what goes wrong around ops."""
+
+
+class UnknownOpError(OpError, LookupError):
+    """No op, builder or implementation has the name asked for."""
+
+
+class OpArgumentError(OpError, ValueError, RuntimeError):
+    """An argument breaks the op's contract (both ValueError and torch's RuntimeError)."""
+
+
+class OpRefusedError(OpError, RuntimeError):
+    """The implementations asked for by name all refuse the request."""
+
+
+class OpResolutionError(OpError, RuntimeError):
+    """No implementation serves the request; the message has every candidate's reasons."""
+
+
+class BuildError(AccelError, RuntimeError):
+    """Native code could not be built."""
+
+
+class BuildTimeoutError(BuildError, TimeoutError):
+    """Another process held the build lock for longer than the timeout."""
+
+
+class CacheError(BuildError, OSError):
+    """The build cache cannot be read or written."""
+
+
+class AccelWarning(UserWarning):
+    """Root of accel's warnings."""
+
+
+class FallbackWarning(AccelWarning):
+    """Something other than the first choice serves, and why."""
+
+
+class VarianceWarning(AccelWarning):
+    """An exact request is served by an implementation whose rows depend on their neighbours."""
+
+
+def close_matches(word: str, known: Iterable[str]) -> str:
+    """A sentence that offers the names nearest to ``word``, or all of them if none is near."""
+    names = sorted(set(known))
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(name) for name in near) + "?"
+    return "known: " + (", ".join(names) if names else "none")

@@ -1,0 +1,56 @@
+"""Eager torch implementations that serve every device, and the references as the last resort.
+
+One builder per family. What eager torch offers as one call is called as one call; the rest is the
+shortest composition, no slower than what a user would write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from accel.contracts import CONTRACTS
+from accel.contracts.checks import FLOATS
+from accel.op_builder import Impl, OpBuilder
+from accel.torch_impls import linear, norm
+
+TORCH = "torch"
+REFERENCE = "reference"
+ANY_DEVICE = "*"
+
+_KERNELS: dict[str, Callable[..., Any]] = {
+    "linear": linear.linear,
+    "gated_linear": linear.gated_linear,
+    "rms_norm": norm.rms_norm,
+}
+
+
+def _impls(family: str) -> tuple[Impl, ...]:
+    ops = [c for c in CONTRACTS.values() if c.family == family]
+    dtypes = frozenset(FLOATS)
+    # Eager torch picks its matrix kernels by the number of rows; its norms work row by row.
+    torch_impls = [Impl(c.name, TORCH, dtypes, 10, c.reference_invariant) for c in ops]
+    references = [Impl(c.name, REFERENCE, dtypes, 0, c.reference_invariant) for c in ops]
+    return (*torch_impls, *references)
+
+
+class _TorchBuilder(OpBuilder):
+    device_type = ANY_DEVICE
+
+    def load(self, impl: Impl) -> Callable[..., Any]:
+        return _KERNELS[impl.op] if impl.id == TORCH else CONTRACTS[impl.op].reference
+
+
+class LinearBuilder(_TorchBuilder):
+    impls = _impls("LinearBuilder")
+
+
+class TransformerBuilder(_TorchBuilder):
+    impls = _impls("TransformerBuilder")
+
+
+class TilingBuilder(_TorchBuilder):
+    impls = _impls("TilingBuilder")
+
+
+TORCH_BUILDERS: tuple[OpBuilder, ...] = (LinearBuilder(), TransformerBuilder(), TilingBuilder())
