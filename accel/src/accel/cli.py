@@ -1,0 +1,255 @@
+"""The command line: ``accel info | explain | build | conform``. Every command has ``--json`` and an
+exit code that tells the truth: 0 all is well, 1 it is not, 2 the command was misused.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from accel import diagnosis, ops
+from accel import registry as _registry
+from accel.errors import AccelError, AccelWarning
+from accel.native import cache
+from accel.op_builder import OpBuilder
+
+app = typer.Typer(
+    help="What accel found on this machine, what it chose, and why.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+_COLOURS = {
+    "chosen": "bold green", "available": "green", "refused": "yellow",
+    diagnosis.PASSED: "green", diagnosis.FAILED: "bold red",
+    diagnosis.BUILDABLE: "cyan", diagnosis.IMPORTABLE: "cyan",
+}  # fmt: skip
+
+
+@app.command()
+def info(
+    as_json: Json = False,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Compile what has to be compiled and test it too.")
+    ] = False,
+) -> None:
+    """Backends found, chosen and refused; toolchain and cache; what serves each op."""
+    facts = diagnosis.diagnose(build=self_test)
+    if as_json:
+        _print_json(facts)
+    else:
+        _print_info(Console(), facts)
+    raise typer.Exit(0 if diagnosis.is_healthy(facts) else 1)
+
+
+@app.command()
+def explain(
+    op: Annotated[str, typer.Argument(help="An op, such as linear.")],
+    device: Annotated[
+        str | None, typer.Option(help="A torch device; default: the accelerator's.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="A torch dtype.")] = "float32",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="A tensor argument's shape, 8x128; repeat it for the next argument."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help='An option of the op, "act=silu"; may be repeated.')
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Which implementation serves an op, and why every other one does not."""
+    decision = ops.explain(
+        op,
+        device=device,
+        dtype=_dtype(dtype),
+        shapes=tuple(_shape(text) for text in shape or ()),
+        **dict(_option(text) for text in option or ()),
+    )
+    if as_json:
+        _print_json(decision.to_dict())
+    else:
+        print(decision)
+    raise typer.Exit(0 if decision.chosen else 1)
+
+
+@app.command()
+def build(
+    as_json: Json = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Empty the cache instead.")] = False,
+) -> None:
+    """Compile ahead of time what would be compiled on first use."""
+    if clean:
+        removed = [str(path) for path in cache.clean()]
+        _report({"removed": removed}, [f"removed {path}" for path in removed], as_json)
+        return
+    built, failed = [], {}
+    for name, builder in _to_build().items():
+        try:
+            builder.build()
+            built.append(name)
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}"
+    lines = [f"built {name}" for name in built]
+    lines += [f"could not build {name}: {why}" for name, why in failed.items()]
+    _report({"built": built, "failed": failed, "cache": str(cache.folder())}, lines, as_json)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def conform(
+    backend: Annotated[str, typer.Option(help="The backend to prove.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for report.json and report.html.")
+    ] = None,
+    ops_: Annotated[str | None, typer.Option("--ops", help="Only these, comma-separated.")] = None,
+    dtypes: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
+    impls: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Name the cases, run none.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prove a backend on this machine (needs accel-conformance)."""
+    try:
+        import accel_conformance  # type: ignore[import-not-found,unused-ignore]
+    except ModuleNotFoundError as error:
+        if error.name != "accel_conformance":
+            raise
+        _fail("accel conform needs the conformance suite: pip install ./conformance")
+    code = accel_conformance.run(
+        backend, report=report, ops=_names(ops_), dtypes=_names(dtypes), impls=_names(impls),
+        list_only=list_only, json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point: errors of accel and of its users become a sentence and exit code 2."""
+    warnings.simplefilter("always", AccelWarning)
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except (AccelError, ValueError, TypeError, LookupError) as error:
+        _fail(f"{type(error).__name__}: {error}")
+
+
+def _show_warning(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+    print(f"{category.__name__}: {message}", file=sys.stderr)
+
+
+def _fail(text: str) -> None:
+    print(f"accel: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2))
+
+
+def _report(data: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    if as_json:
+        _print_json(data)
+    else:
+        print("\n".join(lines) or "nothing to do")
+
+
+def _to_build() -> dict[str, OpBuilder]:
+    """Builders of usable plugins that compile something, by a name for people."""
+    return {
+        f"{type(builder).__module__}.{type(builder).__name__}": builder
+        for builder, refusals in _registry.registry().builders()
+        if not refusals and type(builder).build is not OpBuilder.build
+    }
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _dtype(text: str) -> torch.dtype:
+    found = getattr(torch, text.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{text!r} is no torch dtype; for example float32, bfloat16, float16")
+    return found
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split("x"))
+    except ValueError:
+        raise ValueError(f'cannot read the shape {text!r}; write sizes as "8x128"') from None
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f'cannot read the option {text!r}; write "act=silu"')
+    return name, _dtype(value) if name.endswith("dtype") else value
+
+
+def _print_info(console: Console, facts: dict[str, Any]) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    console.print(versions, style="dim", highlight=False)
+    chosen = facts["accelerator"]
+    style = "bold green" if chosen["chosen"] else "bold red"
+    console.print(
+        f"accelerator: [{style}]{chosen['chosen'] or 'none'}[/] ({escape(chosen['reason'])})"
+    )
+    console.print(_backend_table(facts["backends"]))
+    for backend in facts["backends"]:
+        if backend["traceback"]:
+            console.print(f"[bold red]{escape(backend['name'])}[/] ({backend['distribution']}):")
+            console.print(escape(backend["traceback"]), highlight=False)
+    native = facts["native"]
+    console.print(
+        f"compiler: {native['compiler'] or 'none'}, ninja: {native['ninja'] or 'none'}, "
+        f"cache: {native['cache']} ({native['cache_bytes'] / 2**20:.1f} MiB)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for name, value in facts["variables"].items():
+        console.print(f"{name}={escape(value)}", highlight=False)
+    if facts["ops"]:
+        console.print(_op_table(facts["ops"]))
+
+
+def _backend_table(backends: list[dict[str, Any]]) -> Table:
+    table = Table("backend", "from", "rank", "state", "why", title="plugins", title_justify="left")
+    for backend in backends:
+        why = "\n".join(
+            f"needs {r['want']}, found {r['have']}" + (f"\n  {r['remedy']}" if r["remedy"] else "")
+            for r in backend["refusals"]
+        )
+        rank = "" if backend["rank"] is None else str(backend["rank"])
+        kind = "" if backend["kind"] == "backend" else f" ({backend['kind']})"
+        state = f"[{_COLOURS[backend['state']]}]{backend['state']}[/]{kind}"
+        table.add_row(backend["name"], backend["distribution"], rank, state, escape(why))
+    return table
+
+
+def _op_table(rows: list[dict[str, Any]]) -> Table:
+    implementations = list(dict.fromkeys(row["implementation"] for row in rows))
+    table = Table("op", *implementations, title="ops", title_justify="left")
+    for op in dict.fromkeys(row["op"] for row in rows):
+        cells = {row["implementation"]: row for row in rows if row["op"] == op}
+        table.add_row(op, *(_cell(cells.get(name)) for name in implementations))
+    return table
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "[dim]-[/]"
+    exact = "" if row["shape_invariant"] else " [dim](rows vary)[/]"
+    why = "".join(f"\n{escape(reason)}" for reason in row["reasons"])
+    return f"[{_COLOURS[row['state']]}]{row['state']}[/]{exact}{why}"
