@@ -23,6 +23,7 @@ from accel.ops import catalog
 from accel.ops.catalog import Entry
 from accel.ops.policy import use
 from accel.refusal import Refusal
+from accel.torch_impls import ANY_DEVICE
 
 PASSED, FAILED, BUILDABLE, IMPORTABLE, REFUSED = (
     "self-test passed", "self-test failed", "buildable", "importable", "refused",
@@ -97,7 +98,7 @@ def _matrix(device: torch.device, build: bool) -> list[dict[str, Any]]:
     rows = []
     for entry in catalog.entries():
         refusals = list(entry.plugin_refusals)
-        if entry.builder.device_type not in (catalog.ANY_DEVICE, device.type):
+        if entry.builder.device_type not in (ANY_DEVICE, device.type):
             continue
         state, detail = (REFUSED, refusals) if refusals else _state(entry, device, build)
         rows.append(
