@@ -1,8 +1,8 @@
 """The toy device as accel asks it: what torch's module for it does not answer, and nothing else."""
 
-import accel
 from accel.accelerator import DeviceProperties
 
+import accel
 from accel_toy import dispatch, memory
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-import accel
 import torch
 from accel.contracts.activation import activate
 from torch import Tensor
+
+import accel
 
 
 def linear(

@@ -1,0 +1,56 @@
+# Everything is done in .venv, which is made on first use. PYTHON=python3.12 chooses another Python.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MEMBERS := accel accel_cpu accel_cuda accel_xpu conformance examples/accel_toy
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full lint conform bench build clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(INSTALLED)  ## train a small model through a backend's ops, sample from it, prove the backend
+	@$(BIN)/python examples/train_bytes.py
+
+test: $(INSTALLED)  ## the tests, under ten minutes
+	@$(BIN)/accel build
+	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest examples/accel_toy
+
+test-full: $(INSTALLED)  ## the tests, the long ones too
+	@$(BIN)/accel build
+	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest examples/accel_toy
+
+lint: $(INSTALLED)  ## style, types and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+conform: $(INSTALLED)  ## prove the CPU backend on this machine; BACKEND=name for another
+	@$(BIN)/accel conform --backend $(or $(BACKEND),cpu) --report out/conformance
+
+bench: $(INSTALLED)  ## speed beside the peers, in one run
+	@$(BIN)/python benchmarks/bench.py
+
+build: $(INSTALLED)  ## compile the native kernels ahead of time
+	@$(BIN)/accel build
+
+clean:  ## remove the environment, reports and caches (compiled kernels: accel build --clean)
+	rm -rf $(VENV) out reports .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# One install for everything, so that pip sees all members at once; their own dependencies and the
+# development tools are pinned by constraints.txt.
+$(INSTALLED): constraints.txt Makefile $(MEMBERS:%=%/pyproject.toml)
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: set PYTHON=..."; exit 1; }
+	@echo "setting up $(VENV) (once; torch is a large download)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt hatchling editables \
+		pytest hypothesis ruff mypy import-linter
+	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-build-isolation \
+		$(MEMBERS:%=-e ./%)
+	@touch $@
