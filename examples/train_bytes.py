@@ -210,10 +210,10 @@ def main() -> int:
         f"model: {count / 1e6:.1f} M parameters; text: {len(data) / 1e6:.1f} MB of Python"
     )
 
-    trained = time.perf_counter()
     with torch.no_grad():
         model(data[None, : config.context].to(device))  # compiles and binds what is needed
     console.print(serving_table(device))
+    trained = time.perf_counter()
     losses = train(model, data, config, args.steps, device, console)
     seconds = time.perf_counter() - trained
     console.print(f"loss {sparkline(losses)}")

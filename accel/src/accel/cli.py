@@ -18,6 +18,7 @@ from rich.table import Table
 
 from accel import diagnosis, ops
 from accel import registry as _registry
+from accel.accelerator import Accelerator
 from accel.errors import AccelError, AccelWarning
 from accel.native import cache
 from accel.op_builder import OpBuilder
@@ -96,9 +97,9 @@ def build(
         _report({"removed": removed}, [f"removed {path}" for path in removed], as_json)
         return
     built, failed = [], {}
-    for name, builder in _to_build().items():
+    for name, item in _to_build().items():
         try:
-            builder.build()
+            item.build()
             built.append(name)
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
@@ -164,12 +165,16 @@ def _report(data: dict[str, Any], lines: list[str], as_json: bool) -> None:
         print("\n".join(lines) or "nothing to do")
 
 
-def _to_build() -> dict[str, OpBuilder]:
-    """Builders of usable plugins that compile something, by a name for people."""
+def _to_build() -> dict[str, Accelerator | OpBuilder]:
+    """What compiles something for usable backends, by a name for people."""
+    registry = _registry.registry()
+    usable = [c for c in registry.backends() if not c.unavailable()]
+    found: list[Accelerator | OpBuilder] = [registry.accelerator(c.name) for c in usable]
+    found += [builder for builder, refusals in registry.builders() if not refusals]
     return {
-        f"{type(builder).__module__}.{type(builder).__name__}": builder
-        for builder, refusals in _registry.registry().builders()
-        if not refusals and type(builder).build is not OpBuilder.build
+        f"{type(item).__module__}.{type(item).__name__}": item
+        for item in found
+        if type(item).build not in (Accelerator.build, OpBuilder.build)
     }
 
 

@@ -82,17 +82,15 @@ class Candidate:
 def discover() -> list[Candidate]:
     """Candidates for all installed entry points, in the order of their names."""
     found = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
-    manager = new_manager()
-    return [load(manager, entry.name, _distribution(entry), entry.load) for entry in found]
+    return [load(entry.name, _distribution(entry), entry.load) for entry in found]
 
 
 def from_objects(plugins: Iterable[object]) -> list[Candidate]:
     """Candidates for plugin objects already in hand (tests, notebooks)."""
-    manager = new_manager()
     found = []
     for plugin in plugins:
         name = getattr(plugin, "__name__", type(plugin).__name__)
-        found.append(load(manager, name, name, partial(_itself, plugin)))
+        found.append(load(name, name, partial(_itself, plugin)))
     return found
 
 
@@ -100,31 +98,22 @@ def _itself(plugin: object) -> object:
     return plugin
 
 
-def new_manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager("accel")
-    manager.add_hookspecs(hookspecs)
-    return manager
-
-
 def _distribution(entry: EntryPoint) -> str:
     dist = entry.dist
     return f"{dist.name} {dist.version}" if dist else entry.value
 
 
-def load(
-    manager: pluggy.PluginManager, label: str, distribution: str, get: Callable[[], object]
-) -> Candidate:
+def load(label: str, distribution: str, get: Callable[[], object]) -> Candidate:
     """Import one plugin, check it and ask its hooks; whatever goes wrong stays in its candidate."""
     candidate = Candidate(label, distribution)
     try:
         plugin = get()
         if not _speaks_our_api(candidate, plugin):
             return candidate
-        _register(manager, plugin, f"{label} ({distribution})")
-        _ask(manager, plugin, candidate)
+        _ask(_register(plugin, f"{label} ({distribution})"), plugin, candidate)
     except PluginError as error:
         candidate.refuse("contract", "a plugin that keeps the hooks' rules", str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         candidate.traceback = traceback.format_exc()
         candidate.refuse("load", "a plugin that loads", f"{type(error).__name__}: {error}")
     return candidate
@@ -135,7 +124,7 @@ def _speaks_our_api(candidate: Candidate, plugin: object) -> bool:
     theirs = getattr(plugin, "ACCEL_API", None)
     try:
         major, minor = (int(part) for part in theirs.split("."))  # type: ignore[union-attr]
-    except (AttributeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         candidate.refuse("api", f'ACCEL_API = "{ours}" in the plugin', f"ACCEL_API = {theirs!r}")
         return False
     if major != API[0] or minor > API[1]:
@@ -145,14 +134,17 @@ def _speaks_our_api(candidate: Candidate, plugin: object) -> bool:
     return True
 
 
-def _register(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
-    """Register one plugin whole or not at all; a misspelt hook is an error."""
+def _register(plugin: object, name: str) -> pluggy.PluginManager:
+    """A manager that holds this plugin alone: none can spoil another's. A misspelt hook is an
+    error."""
+    manager = pluggy.PluginManager("accel")
+    manager.add_hookspecs(hookspecs)
     try:
         manager.register(plugin, name)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        manager.unregister(plugin)
         raise PluginError(_explain(plugin, error)) from None
+    return manager
 
 
 def _explain(plugin: object, error: pluggy.PluginValidationError) -> str:
@@ -167,17 +159,12 @@ def _explain(plugin: object, error: pluggy.PluginValidationError) -> str:
 
 
 def _ask(manager: pluggy.PluginManager, plugin: object, candidate: Candidate) -> None:
-    others = [other for other in manager.get_plugins() if other is not plugin]
-
-    def ask(hook: str) -> list[Any]:
-        return manager.subset_hook_caller(hook, remove_plugins=others)()  # type: ignore[no-any-return]
-
     implemented = [caller.name for caller in manager.get_hookcallers(plugin) or ()]
     if not implemented:
         raise PluginError(f"implements none of the hooks {', '.join(HOOKS)}")
     # A hook that returns None counts as not returned with pluggy; here it is an answer to refuse.
     for hook in implemented:
-        answers = ask(hook) or [None]
+        answers = getattr(manager.hook, hook)() or [None]
         if hook == "accel_backend":
             candidate.backend = _checked_backend(answers[0])
         elif hook == "accel_op_builders":

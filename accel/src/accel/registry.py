@@ -48,7 +48,7 @@ class Registry:
         )
         for broken in (c for c in self.candidates if c.refusals):
             self.warn_once(
-                broken.label,
+                (broken.label, plugins.why(broken)),
                 f"plugin {broken.label!r} of {broken.distribution} is not used: "
                 f"{plugins.why(broken)} (`accel info` shows more)",
                 AccelWarning,
@@ -132,7 +132,13 @@ def _make_accelerator(candidate: Candidate) -> Accelerator:
     backend = candidate.backend
     assert backend is not None
     module, _, attribute = backend.accelerator.partition(":")
-    cls = getattr(import_module(module), attribute, None)
+    try:
+        cls = getattr(import_module(module), attribute, None)
+    except Exception as error:
+        raise PluginError(
+            f"{candidate.distribution}: {backend.accelerator} cannot be imported: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, Accelerator)):
         raise PluginError(
             f"{candidate.distribution}: {backend.accelerator} must be a subclass of "

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -124,12 +124,11 @@ def fake_backend(
     def accel_op_builders() -> list[type[OpBuilder]]:
         return list(builders)
 
-    return SimpleNamespace(
-        __name__=name,
-        ACCEL_API=api,
-        accel_backend=accel_backend,
-        accel_op_builders=accel_op_builders,
-    )
+    plugin: Any = ModuleType(name)
+    plugin.ACCEL_API = api
+    plugin.accel_backend = accel_backend
+    plugin.accel_op_builders = accel_op_builders
+    return plugin
 
 
 @contextmanager

@@ -187,6 +187,15 @@ class Accelerator(Streams, Memory, Rng, Graphs):
         for variable in self.visible_devices_envs():
             current_env[variable] = ",".join(map(str, local_accelerator_ids))
 
+    # -- ahead of time -------------------------------------------------------------------------
+
+    def needs_build(self) -> bool:
+        """True if a first use of the accelerator itself would have to compile something."""
+        return False
+
+    def build(self) -> None:
+        """Compile it ahead of time; nothing by default."""
+
     # -- ops -----------------------------------------------------------------------------------
 
     def get_op_builder(self, class_name: str) -> type[OpBuilder]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,13 +42,16 @@ def check(
 
 
 def fits(x: Tensor, w: Tensor, b: Tensor | None) -> bool:
-    rows, weight, dtype = x.shape, w.shape, x.dtype
-    if len(weight) != 2 or not rows or rows[-1] != weight[1] or w.dtype is not dtype:
+    rows, weight = x.shape, w.shape
+    if len(weight) != 2 or not rows or rows[-1] != weight[1]:
+        return False
+    dtype, device = x.dtype, x.device
+    if w.dtype is not dtype or w.device != device:
         return False
     if b is None:
         return True
     bias = b.shape
-    return len(bias) == 1 and bias[0] == weight[0] and b.dtype is dtype
+    return len(bias) == 1 and bias[0] == weight[0] and b.dtype is dtype and b.device == device
 
 
 def fake(
@@ -69,9 +73,11 @@ def backward(
         wide = torch.promote_types(x.dtype, torch.float32)
         grad = grad.to(wide) * slope(reference(x, w, b, None, wide), act)
     grad = grad.to(x.dtype)
-    rows = grad.reshape(-1, grad.shape[-1])
+    # Counted, since -1 cannot be inferred beside a dimension of 0.
+    m = math.prod(x.shape[:-1])
+    rows = grad.reshape(m, grad.shape[-1])
     dx = grad @ w if needs[0] else None
-    dw = rows.t() @ x.reshape(-1, x.shape[-1]) if needs[1] else None
+    dw = rows.t() @ x.reshape(m, x.shape[-1]) if needs[1] else None
     db = rows.sum(0) if needs[2] else None
     return dx, dw, db, None, None
 

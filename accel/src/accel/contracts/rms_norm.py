@@ -6,6 +6,7 @@ the weight, this rounds once, after it.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,6 +42,8 @@ def check(x: Tensor, w: Tensor | None, eps: float) -> None:
         raise OpArgumentError(
             f"{NAME}: w must be [{x.shape[-1]}], x's last dimension; found {checks.describe(w)}"
         )
+    if not isinstance(eps, (numbers.Real, torch.SymFloat)):
+        raise TypeError(f"{NAME}: eps must be a number, not {type(eps).__name__}")
     if not eps >= 0:
         raise OpArgumentError(f"{NAME}: eps must be at least 0; found {eps}")
 
@@ -50,7 +53,10 @@ def fits(x: Tensor, w: Tensor | None) -> bool:
     if w is None or not rows:
         return bool(rows)
     weight = w.shape
-    return len(weight) == 1 and weight[0] == rows[-1] and w.dtype is x.dtype
+    return (
+        len(weight) == 1 and weight[0] == rows[-1]
+        and w.dtype is x.dtype and w.device == x.device
+    )  # fmt: skip
 
 
 def fake(x: Tensor, w: Tensor | None = None, eps: float = 1e-6) -> Tensor:
@@ -66,7 +72,9 @@ def backward(
     grad = grad.to(wide.dtype)
     g = grad if w is None else grad * w.to(wide.dtype)
     dx = (scale * (g - y * (g * y).mean(-1, keepdim=True))).to(x.dtype) if needs[0] else None
-    dw = (grad * y).reshape(-1, x.shape[-1]).sum(0).to(x.dtype) if needs[1] else None
+    dw = None
+    if w is not None and needs[1]:
+        dw = (grad * y).sum_to_size(w.shape).to(x.dtype)
     return dx, dw, None
 
 

@@ -24,6 +24,7 @@ import platformdirs
 
 from accel import environment
 from accel.errors import BuildTimeoutError, CacheError
+from accel.refusal import Refusal
 
 MANIFEST = "manifest.json"
 TIMEOUT = 600.0  # seconds; a build of ten files takes ten
@@ -33,6 +34,18 @@ def folder() -> Path:
     """The cache's folder: ``ACCEL_CACHE_DIR``, or ``native`` in the user's cache of accel."""
     named = environment.read("ACCEL_CACHE_DIR")
     return Path(named).expanduser() if named else platformdirs.user_cache_path("accel") / "native"
+
+
+def refusals() -> list[Refusal]:
+    """Why nothing can be built into the cache; empty if its folder is, or can be made, writable."""
+    place = folder().absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        return []
+    have = f"{place}, which cannot be written to"
+    remedy = "set ACCEL_CACHE_DIR to a folder you can write to"
+    return [Refusal("cache", f"a build cache at {folder()}", have, remedy)]
 
 
 def key(parts: Iterable[bytes | str]) -> str:

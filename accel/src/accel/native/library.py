@@ -57,7 +57,7 @@ class NativeLibrary:
 
     def refusals(self) -> list[Refusal]:
         """Why it cannot be had; empty if it is built or can be."""
-        return [] if self.is_built() else toolchain.refusals()
+        return [] if self.is_built() else [*toolchain.refusals(), *cache.refusals()]
 
     def build(self) -> Path:
         """Its path, compiled first where it is not in the cache; progress goes to stderr."""

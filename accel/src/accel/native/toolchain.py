@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def _ninja_file(
     if "-fopenmp" in common:
         link.append("-fopenmp")
     lines = [
-        f"cxx = {_escape(str(compiler()))}",
+        f"cxx = {_quote([str(compiler())])}",
         "rule compile",
         "  command = $cxx $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
@@ -129,11 +130,17 @@ def _ninja_file(
     for index, source in enumerate(sources):
         objects.append(f"{index}_{source.path.stem}.o")
         lines.append(f"build {objects[-1]}: compile {_escape(str(source.path))}")
-        lines.append(f"  flags = {' '.join(map(_escape, flags(source, common)))}")
+        lines.append(f"  flags = {_quote(flags(source, common))}")
     lines.append(f"build {output}: link {' '.join(objects)}")
-    lines.append(f"  flags = {' '.join(map(_escape, link))}")
+    lines.append(f"  flags = {_quote(link)}")
     return "\n".join(lines) + "\n"
 
 
+def _quote(arguments: Iterable[str]) -> str:
+    """Arguments of a command, for ninja, which hands them to a shell."""
+    return shlex.join(arguments).replace("$", "$$")
+
+
 def _escape(text: str) -> str:
+    """A path, for ninja, which quotes it for the shell itself."""
     return text.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")

@@ -94,7 +94,8 @@ def explain(
         raise TypeError(f"{op} has the options {contract.options}, not {sorted(unknown)}")
     policy = _policy.current()
     assert policy.registry is not None
-    request = Request(op, torch.device(device), dtype, policy.exact or grad, options, shapes)
+    given = {k: options.get(k, contract.parameters[k].default) for k in contract.options}
+    request = Request(op, torch.device(device), dtype, policy.exact or grad, given, shapes)
     return decide(request, policy, policy.registry.load_failures)
 
 

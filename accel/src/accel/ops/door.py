@@ -48,7 +48,11 @@ def door(contract: Contract) -> Callable[[Tensors, Options], Tensor]:
             or not _PLAIN.issuperset(map(type, tensors))
         ):
             return _careful(contract, call, tensors, options)
-        if not fits(*tensors):
+        try:
+            well_formed = fits(*tensors)
+        except AttributeError:  # None where a tensor must be
+            well_formed = False
+        if not well_formed:
             check(*tensors, *options)
             raise AssertionError(f"{name}: fits() refuses what check() accepts")
         try:
@@ -61,7 +65,7 @@ def door(contract: Contract) -> Callable[[Tensors, Options], Tensor]:
                 return binding.record(options, *tensors)
             return binding.kernel(*tensors, *options)
         except Exception:
-            check(*tensors, *options)  # what fits() leaves to others: mixed devices, bad options
+            check(*tensors, *options)  # options that cannot even be looked up
             raise
 
     return call

@@ -1,0 +1,78 @@
+"""Op builders for the host processor: C++ compiled on first use, and oneDNN through torch."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accel import Impl, NativeLibrary, NativeOpBuilder, Refusal, Request, Source
+
+from accel_cpu import onednn
+
+_CSRC = Path(__file__).parent / "csrc"
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c")
+# One file per instruction set, each with its flags; the library chooses when it runs.
+_X86 = {
+    "avx2.cpp": _AVX2,
+    "avx512.cpp": _AVX512,
+    "avx512_bf16.cpp": (*_AVX512, "-mavx512bf16"),
+}
+_IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+LIBRARY = NativeLibrary(
+    "accel_cpu",
+    [
+        Source(_CSRC / "binding.cpp", torch=True),
+        *(Source(_CSRC / name) for name in ("dispatch.cpp", "parallel.cpp", "scalar.cpp")),
+        *(Source(_CSRC / name, flags) for name, flags in _X86.items() if _IS_X86),
+    ],
+    headers=sorted(_CSRC.glob("*.h")),
+    flags=("-O3", "-ffp-contract=off", "-fopenmp"),
+    libraries=("c10", "torch_cpu"),
+)
+
+_COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+
+class _Native(NativeOpBuilder):
+    device_type = "cpu"
+    library = LIBRARY
+    namespace = "accel_cpu_kernels"
+
+    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
+        out = request.options.get("out_dtype")
+        if out is not None and out not in _COMPUTED:
+            have = str(out).removeprefix("torch.")
+            return [Refusal("out_dtype", "float32, bfloat16 or float16", have)]
+        return super().reasons(impl, request)
+
+
+class LinearBuilder(_Native):
+    """``accel_cpu.native`` reads the weight as it lies and sums every output in one order, whatever
+    the shape; ``accel_cpu.onednn`` packs the weight and chooses its kernel by the shape."""
+
+    impls = (
+        Impl("linear", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),
+        Impl("gated_linear", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),
+        # Below eager torch: it packs the weight at every call unless the user froze the weights.
+        Impl("linear", "accel_cpu.onednn", _COMPUTED, priority=5),
+    )
+
+    def native(self, impl: Impl) -> bool:
+        return impl.id == "accel_cpu.native"
+
+    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
+        if self.native(impl):
+            return super().reasons(impl, request)
+        return onednn.reasons(request)
+
+    def load(self, impl: Impl) -> Callable[..., Any]:
+        return super().load(impl) if self.native(impl) else onednn.linear
+
+
+class TransformerBuilder(_Native):
+    impls = (Impl("rms_norm", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),)
