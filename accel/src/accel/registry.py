@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
@@ -147,23 +147,27 @@ def _make_accelerator(candidate: Candidate) -> Accelerator:
     return cls(backend)
 
 
-_current: Registry | None = None
+current: Registry | None = None
 _making = threading.Lock()
+# Called with the registry that went, by who keeps things of its outside it.
+on_swap: list[Callable[[Registry | None], None]] = []
 
 
 def registry() -> Registry:
     """The registry of this process, made from the installed entry points on first use."""
-    global _current
-    if _current is None:
+    global current
+    if current is None:
         with _making:
-            if _current is None:
-                _current = Registry(plugins.discover())
-    return _current
+            if current is None:
+                current = Registry(plugins.discover())
+    return current
 
 
 def swap(new: Registry | None) -> Registry | None:
     """Put another registry in place (None: make a new one on next use); returns the old one."""
-    global _current
+    global current
     with _making:
-        old, _current = _current, new
+        old, current = current, new
+    for forget in on_swap:
+        forget(old)
     return old

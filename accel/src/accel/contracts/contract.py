@@ -60,8 +60,8 @@ class Contract:
     ``schema``      torch schema of the arguments and result, without the name
     ``options``     argument names whose values implementations may refuse by
     ``check``       raises OpArgumentError unless the arguments keep the contract; metadata only
-    ``fits``        whether the tensor arguments keep it, in under a microsecond; asked per call,
-                    where ``check``, which also looks at the options, is asked per binding
+    ``fits``        whether the tensors' shapes and dtypes keep it, in half a microsecond; asked
+                    per call, where ``check`` is asked per binding and when something went wrong
     ``reference``   the meaning, in the plainest possible torch
     ``backward``    ``(grad, needs, *args) -> one gradient or None per argument``; differentiable
                     torch operations, so that it serves every order of derivative

@@ -45,13 +45,13 @@ def fits(x: Tensor, w: Tensor, b: Tensor | None) -> bool:
     rows, weight = x.shape, w.shape
     if len(weight) != 2 or not rows or rows[-1] != weight[1]:
         return False
-    dtype, device = x.dtype, x.device
-    if w.dtype is not dtype or w.device != device:
+    dtype = x.dtype
+    if w.dtype is not dtype:
         return False
     if b is None:
         return True
     bias = b.shape
-    return len(bias) == 1 and bias[0] == weight[0] and b.dtype is dtype and b.device == device
+    return len(bias) == 1 and bias[0] == weight[0] and b.dtype is dtype
 
 
 def fake(

@@ -18,16 +18,16 @@ from accel import registry as _registry
 from accel import selection as _selection
 from accel.contracts import GATED_LINEAR, LINEAR, RMS_NORM
 from accel.op_builder import Request
+from accel.ops import door
 from accel.ops import policy as _policy
-from accel.ops.door import door
 from accel.ops.policy import use
 from accel.ops.resolution import Decision, contract_of, decide
 
 __all__ = ["explain", "fallbacks", "gated_linear", "linear", "rms_norm", "use"]
 
-_linear = door(LINEAR)
-_gated_linear = door(GATED_LINEAR)
-_rms_norm = door(RMS_NORM)
+_linear = door.of(LINEAR)
+_gated_linear = door.of(GATED_LINEAR)
+_rms_norm = door.of(RMS_NORM)
 
 
 def linear(
@@ -44,7 +44,7 @@ def linear(
     ``[..., N]`` in ``out_dtype`` (default x's). ``act``: ``"relu"``, ``"gelu"`` (erf),
     ``"gelu_tanh"``, ``"silu"`` or None. OpArgumentError if an argument does not fit.
     """
-    return _linear((x, w, b), (act, out_dtype))
+    return _linear(x, w, b, act, out_dtype)
 
 
 def gated_linear(
@@ -61,7 +61,7 @@ def gated_linear(
 
     x ``[..., K]``, weights ``[N, K]``, biases ``[N]``; returns ``[..., N]``. See :func:`linear`.
     """
-    return _gated_linear((x, w_gate, w_up, b_gate, b_up), (act, out_dtype))
+    return _gated_linear(x, w_gate, w_up, b_gate, b_up, act, out_dtype)
 
 
 def rms_norm(x: Tensor, w: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:
@@ -69,7 +69,7 @@ def rms_norm(x: Tensor, w: Tensor | None = None, *, eps: float = 1e-6) -> Tensor
 
     x ``[..., H]``, w ``[H]`` or None; returns x's shape and dtype (Zhang and Sennrich 2019).
     """
-    return _rms_norm((x, w), (eps,))
+    return _rms_norm(x, w, eps)
 
 
 def explain(

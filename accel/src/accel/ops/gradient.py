@@ -40,7 +40,8 @@ def recorder(contract: Contract, kernel: Callable[..., Tensor]) -> Callable[...,
     """
 
     def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Tensor:
-        save(ctx, tensors, options)
+        ctx.save_for_backward(*tensors)
+        ctx.options = options
         return kernel(*tensors, *options)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

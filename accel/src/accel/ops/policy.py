@@ -41,19 +41,30 @@ class Policy:
         return self.orders.get(op) or self.orders.get(EVERY) or Order()
 
 
-_scoped: ContextVar[Policy | None] = ContextVar("accel_policy", default=None)
-_BASE = "from the environment"
+scoped: ContextVar[Policy | None] = ContextVar("accel_policy", default=None)
+# The policy of the environment, where the doors find it without a call; empty until it is read.
+base = [Policy()]
 
 
 def current() -> Policy:
     """The policy in force here."""
-    policy = _scoped.get()
+    policy = scoped.get() or base[0]
     registry = _registry.registry()
-    if policy is None:
-        policy = registry.policies.get(_BASE) or _from_environment(registry)
-    elif policy.registry is not registry:  # a reset inside a `with use(...)`
-        policy = _intern(replace(policy, registry=registry, bound={}))
+    if policy.registry is None:
+        base[0] = _from_environment(registry)
+        return base[0]
+    if policy.registry is not registry:  # a reset inside a `with use(...)`
+        return _intern(replace(policy, registry=registry, bound={}))
     return policy
+
+
+def _forget(old: Registry | None) -> None:
+    base[0] = Policy()
+    for policy in old.policies.values() if old else ():
+        policy.bound.clear()
+
+
+_registry.on_swap.append(_forget)
 
 
 def _from_environment(registry: Registry) -> Policy:
@@ -63,9 +74,7 @@ def _from_environment(registry: Registry) -> Policy:
         given = orders.parse(text, catalog.ids()) if text else {}
     except (ConfigError, LookupError) as error:
         raise type(error)(f"ACCEL_OPS: {error}") from None
-    policy = _intern(Policy(given, fallback=_checked_fallback(fallback), registry=registry))
-    registry.policies[_BASE] = policy
-    return policy
+    return _intern(Policy(given, fallback=_checked_fallback(fallback), registry=registry))
 
 
 def _checked_fallback(fallback: str) -> str:
@@ -110,8 +119,8 @@ def use(
         changes["strict"] = strict
     if fallback is not None:
         changes["fallback"] = _checked_fallback(fallback)
-    token = _scoped.set(_intern(replace(outer, **changes)))
+    token = scoped.set(_intern(replace(outer, **changes)))
     try:
         yield
     finally:
-        _scoped.reset(token)
+        scoped.reset(token)

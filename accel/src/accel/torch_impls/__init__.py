@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from accel.contracts import CONTRACTS
+from accel.contracts import CONTRACTS, Contract
 from accel.contracts.checks import FLOATS
 from accel.op_builder import Impl, OpBuilder
 from accel.torch_impls import linear, norm
@@ -38,7 +38,17 @@ class _TorchBuilder(OpBuilder):
     device_type = ANY_DEVICE
 
     def load(self, impl: Impl) -> Callable[..., Any]:
-        return _KERNELS[impl.op] if impl.id == TORCH else CONTRACTS[impl.op].reference
+        return _KERNELS[impl.op] if impl.id == TORCH else _checked(CONTRACTS[impl.op])
+
+
+def _checked(contract: Contract) -> Callable[..., Any]:
+    """The reference as a kernel: torch does not refuse everything that the contract does."""
+
+    def reference(*args: Any) -> Any:
+        contract.check(*args)
+        return contract.reference(*args)
+
+    return reference
 
 
 class LinearBuilder(_TorchBuilder):
