@@ -227,6 +227,9 @@ def _print_info(console: Console, facts: dict[str, Any]) -> None:
         console.print(f"{name}={escape(value)}", highlight=False)
     if facts["ops"]:
         console.print(_op_table(facts["ops"]))
+    for row in facts["ops"]:
+        for reason in row["reasons"]:
+            console.print(f"{row['op']} by {row['implementation']}: {escape(reason)}")
 
 
 def _backend_table(backends: list[dict[str, Any]]) -> Table:
@@ -244,17 +247,17 @@ def _backend_table(backends: list[dict[str, Any]]) -> Table:
 
 
 def _op_table(rows: list[dict[str, Any]]) -> Table:
-    implementations = list(dict.fromkeys(row["implementation"] for row in rows))
-    table = Table("op", *implementations, title="ops", title_justify="left")
+    names = list(dict.fromkeys(row["implementation"] for row in rows))
+    table = Table("op", *(name.replace(".", ".\n") for name in names), title_justify="left")
+    table.title = "ops (importable < buildable < self-test passed; ~ rows vary with shape)"
     for op in dict.fromkeys(row["op"] for row in rows):
         cells = {row["implementation"]: row for row in rows if row["op"] == op}
-        table.add_row(op, *(_cell(cells.get(name)) for name in implementations))
+        table.add_row(op, *(_cell(cells.get(name)) for name in names))
     return table
 
 
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "[dim]-[/]"
-    exact = "" if row["shape_invariant"] else " [dim](rows vary)[/]"
-    why = "".join(f"\n{escape(reason)}" for reason in row["reasons"])
-    return f"[{_COLOURS[row['state']]}]{row['state']}[/]{exact}{why}"
+    varies = "" if row["shape_invariant"] else " [dim]~[/]"
+    return f"[{_COLOURS[row['state']]}]{row['state'].removeprefix('self-test ')}[/]{varies}"

@@ -36,7 +36,7 @@ class Binding:
     """An implementation ready to serve.
 
     ``kernel``     what the builder loaded: plain tensors, nothing recorded
-    ``record``     the kernel recorded by autograd: plain tensors, no functorch
+    ``record``     the kernel and its options, recorded by autograd: plain tensors, no functorch
     ``transform``  the op under functorch
     ``op``         the torch op: everything that watches (modes, subclasses, tracing)
     """
@@ -53,8 +53,11 @@ class Binding:
         return self.decision.chosen.impl
 
 
-def bind(request: Request, policy: Policy) -> Binding:
-    """Resolve, load and wrap; what cannot be loaded is refused and the next one asked."""
+def bind(request: Request, policy: Policy, options: tuple[Any, ...]) -> Binding:
+    """Resolve, load and wrap; what cannot be loaded is refused and the next one asked.
+
+    ``options`` are the values of the arguments that are no tensors, in the schema's order.
+    """
     registry = policy.registry
     assert registry is not None
     with _loading:
@@ -62,7 +65,7 @@ def bind(request: Request, policy: Policy) -> Binding:
             decision = decide(request, policy, registry.load_failures)
             entry = decision.chosen
             if entry is None:
-                raise unserved(decision, policy.order(request.op).only)
+                raise unserved(decision, policy.order(request.op))
             try:
                 kernel = _load(entry)
                 break
@@ -71,7 +74,7 @@ def bind(request: Request, policy: Policy) -> Binding:
         _speak(decision, policy, registry)
         if decision.fallback:
             kernel = _counted(kernel, registry, (request.op, entry.impl.id))
-        return _wrap(decision, entry.impl, kernel)
+        return _wrap(decision, entry.impl, kernel, options)
 
 
 def _load(entry: Entry) -> Callable[..., Tensor]:
@@ -126,13 +129,15 @@ def _counted(
     return counted
 
 
-def _wrap(decision: Decision, impl: Impl, kernel: Callable[..., Tensor]) -> Binding:
+def _wrap(
+    decision: Decision, impl: Impl, kernel: Callable[..., Tensor], options: tuple[Any, ...]
+) -> Binding:
     contract = CONTRACTS[impl.op]
     op = torch_op(contract, impl, kernel)
     return Binding(
         decision,
         kernel=kernel,
-        record=gradient.recorder(contract, kernel),
+        record=gradient.recorder(contract, kernel, options),
         transform=gradient.transformer(contract, op),
         op=op,
     )

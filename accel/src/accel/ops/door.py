@@ -24,7 +24,8 @@ from accel.ops.policy import Policy
 Tensors = tuple[Any, ...]
 Options = tuple[Any, ...]
 
-_PLAIN = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)})
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
+_PLAIN_OR_NONE = _PLAIN | {type(None)}
 _PER_SHAPE = object()
 
 # Written out per op, as dataclasses write out __init__: with the arguments as names instead of
@@ -46,7 +47,7 @@ def door({tensors}, {options}):
         if binding is None or binding is PER_SHAPE:
             binding = bound(contract, ({tensors},), options, grad)
         if grad:
-            return binding.record(options, {tensors})
+            return binding.record({tensors})
         return binding.kernel({tensors}, {options})
     except Exception:
         check({tensors}, {options})  # what fits() leaves to others: mixed devices, odd options
@@ -64,12 +65,12 @@ def of(contract: Contract) -> Callable[..., Tensor]:
         name=contract.name,
         tensors=", ".join(tensors),
         options=", ".join(options),
-        plain=" and ".join(f"type({name}) in PLAIN" for name in tensors),
+        plain=" and ".join(map(_plain, parameters[: contract.tensor_count])),
         requires_grad=" or ".join(map(_requires_grad, parameters[: contract.tensor_count])),
     )
     scope: dict[str, Any] = {
         "contract": contract, "fits": contract.fits, "check": contract.check,
-        "PLAIN": _PLAIN, "PER_SHAPE": _PER_SHAPE,
+        "PLAIN": _PLAIN, "PLAIN_OR_NONE": _PLAIN_OR_NONE, "PER_SHAPE": _PER_SHAPE,
         "traced": _traced, "careful": _careful, "bound": bound,
         "scoped_policy": _policy.scoped.get, "base_policy": _policy.base,
         "is_compiling": torch.compiler.is_dynamo_compiling,  # what else traces has a mode
@@ -83,10 +84,17 @@ def of(contract: Contract) -> Callable[..., Tensor]:
     return scope["door"]  # type: ignore[no-any-return]
 
 
+def _plain(parameter: inspect.Parameter) -> str:
+    return f"type({parameter.name}) in {'PLAIN_OR_NONE' if _optional(parameter) else 'PLAIN'}"
+
+
 def _requires_grad(parameter: inspect.Parameter) -> str:
     given = f"{parameter.name}.requires_grad"
-    optional = parameter.default is not inspect.Parameter.empty
-    return f"({parameter.name} is not None and {given})" if optional else given
+    return f"({parameter.name} is not None and {given})" if _optional(parameter) else given
+
+
+def _optional(parameter: inspect.Parameter) -> bool:
+    return parameter.default is not inspect.Parameter.empty
 
 
 def bound(contract: Contract, tensors: Tensors, options: Options, grad: bool) -> Binding:
@@ -102,7 +110,7 @@ def bound(contract: Contract, tensors: Tensors, options: Options, grad: bool) ->
         if isinstance(found, Binding):
             return found
     request = _request(contract, x.device, x.dtype, policy, grad, options)
-    binding = bind(replace(request, shapes=shapes, strides=strides), policy)
+    binding = bind(replace(request, shapes=shapes, strides=strides), policy, options)
     if any(verdict.impl.reads_shapes for verdict in binding.decision.verdicts):
         policy.bound[for_any_shape] = _PER_SHAPE
         policy.bound[for_these_shapes] = binding
@@ -168,7 +176,7 @@ def _resolved(
 ) -> tuple[str, str]:
     """Namespace and name of the torch op: constants that dynamo can put into its graph."""
     policy = _policy.current()
-    chosen = bind(_request(CONTRACTS[op], device, dtype, policy, grad, options), policy).op
+    chosen = bind(_request(CONTRACTS[op], device, dtype, policy, grad, options), policy, options).op
     return chosen.namespace, chosen._opname
 
 

@@ -22,10 +22,10 @@ def save(ctx: Any, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> None:
 
 
 def differentiate(
-    contract: Contract, ctx: Any, grad: Tensor, needs: tuple[bool, ...]
+    contract: Contract, ctx: Any, grad: Tensor, options: tuple[Any, ...]
 ) -> tuple[Tensor | None, ...]:
     """One gradient or None per argument, by the contract's formula."""
-    args = (*ctx.saved_tensors, *ctx.options)
+    needs, args = ctx.needs_input_grad, (*ctx.saved_tensors, *options)
     if not torch._C._is_any_autocast_enabled():
         return tuple(contract.backward(grad, needs, *args))
     # Backward inside an autocast block: the dtypes were settled in the forward.
@@ -33,20 +33,21 @@ def differentiate(
         return tuple(contract.backward(grad, needs, *args))
 
 
-def recorder(contract: Contract, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``record(options, *tensors)``: the kernel recorded by autograd.
+def recorder(
+    contract: Contract, kernel: Callable[..., Tensor], options: tuple[Any, ...]
+) -> Callable[..., Tensor]:
+    """``record(*tensors)``: the kernel with these options, recorded by autograd.
 
     For plain tensors outside every functorch transform.
     """
+    count = contract.tensor_count
 
-    def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Tensor:
+    def forward(ctx: Any, *tensors: Any) -> Tensor:
         ctx.save_for_backward(*tensors)
-        ctx.options = options
         return kernel(*tensors, *options)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[1:]
-        return None, *differentiate(contract, ctx, grad, needs)[: len(needs)]
+        return differentiate(contract, ctx, grad, options)[:count]
 
     function = _function(contract.name, forward=forward, backward=backward)
     # Function.apply first looks for functorch transforms, which the caller has done: 4.1 instead
@@ -68,7 +69,7 @@ def transformer(contract: Contract, op: Callable[..., Tensor]) -> Callable[..., 
         save(ctx, inputs[:count], inputs[count:])
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return differentiate(contract, ctx, grad, ctx.needs_input_grad)
+        return differentiate(contract, ctx, grad, ctx.options)
 
     function = _function(
         contract.name, forward=forward, setup_context=setup_context, backward=backward

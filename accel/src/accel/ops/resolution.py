@@ -15,7 +15,7 @@ from accel.errors import OpRefusedError, OpResolutionError, UnknownOpError, clos
 from accel.op_builder import Impl, Request
 from accel.ops import catalog
 from accel.ops.catalog import Entry
-from accel.ops.orders import position
+from accel.ops.orders import Order, position
 from accel.ops.policy import Policy
 from accel.refusal import Refusal
 from accel.torch_impls import ANY_DEVICE
@@ -158,9 +158,9 @@ def _fallback(verdicts: tuple[Verdict, ...], chosen: Entry | None) -> str | None
     return None
 
 
-def unserved(decision: Decision, order: object) -> OpRefusedError | OpResolutionError:
+def unserved(decision: Decision, order: Order) -> OpRefusedError | OpResolutionError:
     """The error for a decision without a choice."""
-    if order:
+    if order.only:
         return OpRefusedError(f"the order {order} leaves no implementation for {decision}")
     return OpResolutionError(f"no implementation serves {decision}")
 

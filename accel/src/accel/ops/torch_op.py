@@ -83,7 +83,7 @@ def _save(contract: Contract) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
 
 def _backward(contract: Contract) -> Callable[[Any, Tensor], tuple[Tensor | None, ...]]:
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return gradient.differentiate(contract, ctx, grad, ctx.needs_input_grad)
+        return gradient.differentiate(contract, ctx, grad, ctx.options)
 
     return backward
 

@@ -16,7 +16,7 @@ def linear(
     x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out_dtype: torch.dtype | None
 ) -> Tensor:
     if act is None and (out_dtype is None or out_dtype is x.dtype):
-        return _alike(_linear(x, w, b), x)
+        return _product(x, w, b)
     return activate(_wide(x, w, b), act).to(out_dtype or x.dtype)
 
 
@@ -34,11 +34,11 @@ def _wide(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     torch has no product of half-precision tensors with an fp32 result on every device.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    return _alike(_linear(x.to(wide), w.to(wide), None if b is None else b.to(wide)), x)
+    return _product(x.to(wide), w.to(wide), None if b is None else b.to(wide))
 
 
-def _alike(y: Tensor, x: Tensor) -> Tensor:
-    """torch multiplies a real x by a meta weight without a word, into a meta result."""
-    if y.device != x.device:
-        raise RuntimeError(f"a weight or bias is on {y.device}, x is on {x.device}")
-    return y
+def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    # torch 2.13 multiplies a real x by a meta weight without a word, into garbage.
+    if w.device != x.device or (b is not None and b.device != x.device):
+        raise RuntimeError(f"x is on {x.device}, the weight on {w.device}; move one of them")
+    return _linear(x, w, b)

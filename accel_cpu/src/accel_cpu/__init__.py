@@ -1,0 +1,12 @@
+"""The host processor as an accel backend.
+
+plugin.py          what accel loads
+accelerator.py     CpuAccelerator
+memory_counter.py  bytes of live tensors, counted by csrc/memory_counter.cpp
+host_memory.py     bytes of the machine and of the process's control groups
+processor.py       cores, caches, instruction sets
+cgroup.py          the control groups of this process
+builders.py        the op builders, over the kernels in csrc/
+"""
+
+__version__ = "0.1.0"

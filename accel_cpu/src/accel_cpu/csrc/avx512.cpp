@@ -1,0 +1,22 @@
+#if defined(__x86_64__)
+#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || \
+    !defined(__AVX512DQ__)
+#error "compile this file with the flags listed in kernels.h"
+#endif
+
+#include "vec_avx512.h"  // first: the others are written over its vectors
+
+#include "linear_block.h"
+#include "rms_norm_rows.h"
+
+namespace accel_cpu {
+
+const Kernels kAvx512Kernels = {
+    "avx512",
+    {linear_block<Widened<float>>, linear_block<Widened<bf16>>, linear_block<Widened<f16>>},
+    {rms_norm_rows<float>, rms_norm_rows<bf16>, rms_norm_rows<f16>},
+};
+
+}  // namespace accel_cpu
+
+#endif

@@ -1,0 +1,81 @@
+// fp32 vectors for AVX2 with FMA and F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include "element.h"
+#include "reduce_avx.h"
+
+namespace accel_cpu {
+namespace {
+
+using Vec = __m256;
+constexpr int kLanes = 8;
+// 12 accumulators, a vector of each row of x and one of w fill the 16 registers.
+constexpr int kAccumulators = 12;
+
+inline Vec zero() { return _mm256_setzero_ps(); }
+inline Vec broadcast(float a) { return _mm256_set1_ps(a); }
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec madd(Vec a, Vec b, Vec acc) { return _mm256_fmadd_ps(a, b, acc); }
+
+inline __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+inline __m128i load_bits(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline void store_bits(void* p, __m128i a) { _mm_storeu_si128(static_cast<__m128i*>(p), a); }
+
+// AVX2 has no masked moves of 16-bit elements: a tail goes through the stack.
+inline __m128i load_bits(const void* p, int n) {
+  uint16_t elements[kLanes] = {};
+  __builtin_memcpy(elements, p, n * sizeof(uint16_t));
+  return load_bits(elements);
+}
+inline void store_bits(void* p, __m128i a, int n) {
+  uint16_t elements[kLanes];
+  store_bits(elements, a);
+  __builtin_memcpy(p, elements, n * sizeof(uint16_t));
+}
+
+inline Vec widen_bf16(__m128i a) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16));
+}
+
+inline __m128i narrow_bf16(Vec a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  const __m256i high =
+      _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline Vec load(const bf16* p) { return widen_bf16(load_bits(p)); }
+inline Vec load(const f16* p) { return _mm256_cvtph_ps(load_bits(p)); }
+
+// The first n < kLanes elements, the other lanes zero. Nothing behind them is touched.
+inline Vec load(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+inline Vec load(const bf16* p, int n) { return widen_bf16(load_bits(p, n)); }
+inline Vec load(const f16* p, int n) { return _mm256_cvtph_ps(load_bits(p, n)); }
+
+inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
+inline void store(bf16* p, Vec a) { store_bits(p, narrow_bf16(a)); }
+inline void store(f16* p, Vec a) { store_bits(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)); }
+
+inline void store(float* p, Vec a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a); }
+inline void store(bf16* p, Vec a, int n) { store_bits(p, narrow_bf16(a), n); }
+inline void store(f16* p, Vec a, int n) {
+  store_bits(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT), n);
+}
+
+// out[j] = the sum of v[j], halving: lanes i and i + 4, then i + 2, i + 1.
+inline void reduce4(const Vec* v, float* out) {
+  _mm_storeu_ps(out, reduce4(v[0], v[1], v[2], v[3]));
+}
+
+}  // namespace
+}  // namespace accel_cpu

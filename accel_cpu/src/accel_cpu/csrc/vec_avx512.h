@@ -1,0 +1,89 @@
+// fp32 vectors for AVX-512 (F, BW, VL, DQ).
+#pragma once
+
+// GCC 12 warns about the deliberately undefined registers inside its own intrinsics (GCC bug
+// 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include "element.h"
+#include "reduce_avx.h"
+
+namespace accel_cpu {
+namespace {
+
+using Vec = __m512;
+constexpr int kLanes = 16;
+// 24 accumulators, a vector of each row of x and one of w fit in the 32 registers.
+constexpr int kAccumulators = 24;
+
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline Vec broadcast(float a) { return _mm512_set1_ps(a); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec madd(Vec a, Vec b, Vec acc) { return _mm512_fmadd_ps(a, b, acc); }
+
+inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+inline Vec widen_bf16(__m256i a) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16));
+}
+
+// Round to nearest even in integers: VCVTNEPS2BF16 would flush subnormals to zero.
+inline __m256i narrow_bf16(Vec a) {
+  const __m512i bits = _mm512_castps_si512(a);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(
+      _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
+}
+
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline Vec load(const bf16* p) {
+  return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline Vec load(const f16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+// The first n < kLanes elements, the other lanes zero. Nothing behind them is touched.
+inline Vec load(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+inline Vec load(const bf16* p, int n) {
+  return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+inline Vec load(const f16* p, int n) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+
+inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+inline void store(bf16* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(a));
+}
+inline void store(f16* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline void store(float* p, Vec a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), a); }
+inline void store(bf16* p, Vec a, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow_bf16(a));
+}
+inline void store(f16* p, Vec a, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline __m256 add_halves(Vec a) {
+  return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+}
+
+// out[j] = the sum of v[j], halving: lanes i and i + 8, then i + 4, i + 2, i + 1.
+inline void reduce4(const Vec* v, float* out) {
+  _mm_storeu_ps(out,
+                reduce4(add_halves(v[0]), add_halves(v[1]), add_halves(v[2]), add_halves(v[3])));
+}
+
+}  // namespace
+}  // namespace accel_cpu

@@ -1,0 +1,106 @@
+// fp32 "vectors" in portable C++, for any architecture and as the plainest statement of what the
+// others do. Multiply and add round separately here, as a fused multiply-add is a slow library call
+// without hardware for it.
+#pragma once
+
+#include <cstring>
+
+#include "element.h"
+
+namespace accel_cpu {
+namespace {
+
+constexpr int kLanes = 4;
+constexpr int kAccumulators = 4;
+
+struct Vec {
+  float lane[kLanes];
+};
+
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float widen(float a) { return a; }
+inline float widen(bf16 a) { return float_of(static_cast<uint32_t>(a.bits) << 16); }
+inline float widen(f16 a) {
+  const uint32_t sign = static_cast<uint32_t>(a.bits & 0x8000) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(a.bits & 0x7fff)
+                             << 13;  // exponent and fraction in fp32's places
+  if (magnitude >= 0x0f800000) return float_of(sign | magnitude | 0x7f800000);  // infinity, NaN
+  // The exponent's bias is 112 less than fp32's; as a product this is right for subnormals too.
+  return float_of(sign | bits_of(float_of(magnitude) * 0x1p112f));
+}
+
+inline void narrow(float a, float& out) { out = a; }
+inline void narrow(float a, bf16& out) {
+  const uint32_t bits = bits_of(a);
+  out.bits = a != a ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+inline void narrow(float a, f16& out) {
+  const uint32_t bits = bits_of(a);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
+  const float magnitude = float_of(bits & 0x7fffffff);
+  uint32_t half;
+  if (a != a) {
+    half = 0x7e00;
+  } else if (magnitude >= 65520.0f) {  // halfway between the largest finite value and the next
+    half = 0x7c00;
+  } else if (magnitude < 0x1p-14f) {
+    // Subnormal: adding 0.5 leaves multiples of 2^-24 in the low bits, rounded to nearest even.
+    half = bits_of(magnitude + 0.5f) - bits_of(0.5f);
+  } else {
+    const uint32_t m = bits_of(magnitude);
+    half = (m - (112u << 23) + 0xfff + ((m >> 13) & 1)) >> 13;
+  }
+  out.bits = static_cast<uint16_t>(sign | half);
+}
+
+template <class F>
+inline Vec lanes(F f) {
+  Vec out;
+  for (int i = 0; i < kLanes; ++i) out.lane[i] = f(i);
+  return out;
+}
+
+inline Vec zero() { return Vec{}; }
+inline Vec broadcast(float a) {
+  return lanes([&](int) { return a; });
+}
+inline Vec add(Vec a, Vec b) {
+  return lanes([&](int i) { return a.lane[i] + b.lane[i]; });
+}
+inline Vec mul(Vec a, Vec b) {
+  return lanes([&](int i) { return a.lane[i] * b.lane[i]; });
+}
+inline Vec madd(Vec a, Vec b, Vec acc) { return add(mul(a, b), acc); }
+
+template <class T>
+inline Vec load(const T* p) {
+  return lanes([&](int i) { return widen(p[i]); });
+}
+// The first n < kLanes elements, the other lanes zero. Nothing behind them is touched.
+template <class T>
+inline Vec load(const T* p, int n) {
+  return lanes([&](int i) { return i < n ? widen(p[i]) : 0.0f; });
+}
+template <class T>
+inline void store(T* p, Vec a, int n = kLanes) {
+  for (int i = 0; i < n; ++i) narrow(a.lane[i], p[i]);
+}
+
+// out[j] = the sum of v[j], halving: lanes i and i + 2, then i + 1.
+inline void reduce4(const Vec* v, float* out) {
+  for (int j = 0; j < 4; ++j)
+    out[j] = (v[j].lane[0] + v[j].lane[2]) + (v[j].lane[1] + v[j].lane[3]);
+}
+
+}  // namespace
+}  // namespace accel_cpu
