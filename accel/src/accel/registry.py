@@ -123,7 +123,8 @@ class Registry:
 def _depth_of_caller() -> int:
     """Stack level of the first frame outside accel, for a warning to point at."""
     depth, frame = 1, sys._getframe(1)
-    while frame.f_back and str(frame.f_globals.get("__name__", "")).startswith("accel."):
+    # The doors' generated functions have no module: dynamo would look for their names in it.
+    while frame.f_back and str(frame.f_globals.get("__name__", "accel.")).startswith("accel."):
         depth, frame = depth + 1, frame.f_back
     return depth
 

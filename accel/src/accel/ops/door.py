@@ -78,7 +78,6 @@ def of(contract: Contract) -> Callable[..., Tensor]:
         "dispatch_modes": torch._C._len_torch_dispatch_stack,
         "autocast_active": torch._C._is_any_autocast_enabled,
         "grad_enabled": torch.is_grad_enabled,
-        "__name__": __name__,
     }  # fmt: skip
     exec(compile(source, f"<door of {contract.name}>", "exec"), scope)
     return scope["door"]  # type: ignore[no-any-return]
