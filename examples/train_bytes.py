@@ -30,10 +30,10 @@ from accel import ops, selection
 
 @dataclass(frozen=True)
 class Config:
-    width: int = 192
+    width: int = 128
     layers: int = 4
-    heads: int = 6
-    hidden: int = 512
+    heads: int = 4
+    hidden: int = 344
     context: int = 128  # bytes the model sees
     batch: int = 16
     rate: float = 3e-3
@@ -184,7 +184,7 @@ def conform(backend: str, report: Path) -> bool | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--report", type=Path, default=Path("out/demo"))
     args = parser.parse_args()
     console = Console()
