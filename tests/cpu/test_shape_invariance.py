@@ -94,6 +94,7 @@ def test_an_unknown_instruction_set_is_refused_by_name():
 
 def on_this_instruction_set():
     from accel.contracts import CONTRACTS
+    from accel_conformance.measure import shares
 
     with torch.no_grad(), ops.use(NATIVE):
         ops.linear(torch.ones(1, 1), torch.ones(1, 1))
@@ -109,10 +110,8 @@ def on_this_instruction_set():
                     want = contract.reference(*wide, *args[count:])
                     kernel = getattr(torch.ops.accel_cpu_kernels, f"{name}_native")
                     got = kernel(*args)
-                    scale = want.double().square().mean().sqrt().clamp(min=1e-30)
-                    error = (got.double() - want.double()).abs() / scale
-                    allowed = contract.tolerance[got.dtype].peak
-                    assert not (error > allowed).any(), (name, sample.name, dtype)
+                    used = shares(got, want.double().numpy(), contract.tolerance[got.dtype])
+                    assert used.within, (name, sample.name, dtype, str(used))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accel.contracts import checks, inputs, linear
 from accel.contracts.activation import activate, slope
-from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
+from accel.contracts.contract import BadInput, Contract, Cost, Sample
 
 NAME = "gated_linear"
 
@@ -148,10 +148,7 @@ GATED_LINEAR = Contract(
     backward=backward,
     autocast="lower",
     reference_invariant=False,
-    # The largest product of two normal values lies twice as far out as the largest value.
-    tolerance={
-        dtype: Tolerance(rms=t.rms, peak=2 * t.peak) for dtype, t in linear.LINEAR.tolerance.items()
-    },
+    tolerance=linear.LINEAR.tolerance,
     samples=samples,
     bad_inputs=bad_inputs,
     cost=cost,

@@ -33,7 +33,7 @@ _PER_SHAPE = object()
 _DOOR = """
 def door({tensors}, {options}):
     if is_compiling():
-        return traced(contract, ({tensors},), ({options},))
+        return traced(contract, ({tensors},), ({options},), ({told},))
     if functorch_active() or dispatch_modes() or autocast_active() or not ({plain}):
         return careful(contract, door, ({tensors},), ({options},))
     if not fits({tensors}):
@@ -65,6 +65,7 @@ def of(contract: Contract) -> Callable[..., Tensor]:
         name=contract.name,
         tensors=", ".join(tensors),
         options=", ".join(options),
+        told=", ".join(name if name in contract.options else "None" for name in options),
         plain=" and ".join(map(_plain, parameters[: contract.tensor_count])),
         requires_grad=" or ".join(map(_requires_grad, parameters[: contract.tensor_count])),
     )
@@ -101,8 +102,11 @@ def bound(contract: Contract, tensors: Tensors, options: Options, grad: bool) ->
     contract.check(*tensors, *options)
     policy, x = _policy.current(), tensors[0]
     for_any_shape = (contract.name, x.device, x.dtype, grad, options)
-    shapes = tuple(None if t is None else tuple(t.shape) for t in tensors)
-    strides = tuple(None if t is None else tuple(t.stride()) for t in tensors)
+    shapes: tuple[tuple[int, ...] | None, ...] = ()
+    strides: tuple[tuple[int, ...] | None, ...] = ()
+    if not any(t._has_symbolic_sizes_strides for t in tensors if t is not None):
+        shapes = tuple(None if t is None else tuple(t.shape) for t in tensors)
+        strides = tuple(None if t is None else tuple(t.stride()) for t in tensors)
     for_these_shapes = (*for_any_shape, shapes, strides)
     for key in (for_any_shape, for_these_shapes):
         found = policy.bound.get(key)
@@ -158,14 +162,18 @@ def _cast(contract: Contract, tensors: Tensors) -> Tensors:
     )
 
 
-def _traced(contract: Contract, tensors: Tensors, options: Options) -> Tensor:
-    """Under torch.compile the implementation is resolved once, while tracing, from metadata."""
+def _traced(contract: Contract, tensors: Tensors, options: Options, told: Options) -> Tensor:
+    """Under torch.compile the implementation is resolved once, while tracing, from metadata.
+
+    ``told`` are the options without those that no implementation may refuse by: a number among
+    them may be a symbol here.
+    """
     x = tensors[0]
     if torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            return _traced(contract, _cast(contract, tensors), options)
+            return _traced(contract, _cast(contract, tensors), options, told)
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    namespace, name = _resolved(contract.name, x.device, x.dtype, grad, options)
+    namespace, name = _resolved(contract.name, x.device, x.dtype, grad, told)
     op = getattr(getattr(torch.ops, namespace), name).default
     return op(*tensors, *options)  # type: ignore[no-any-return]
 

@@ -25,7 +25,9 @@ def differentiate(
     contract: Contract, ctx: Any, grad: Tensor, options: tuple[Any, ...]
 ) -> tuple[Tensor | None, ...]:
     """One gradient or None per argument, by the contract's formula."""
-    needs, args = ctx.needs_input_grad, (*ctx.saved_tensors, *options)
+    args = (*ctx.saved_tensors, *options)
+    # The dispatcher leaves out trailing arguments that equal their defaults.
+    needs = (*ctx.needs_input_grad, *(False,) * contract.tensor_count)
     if not torch._C._is_any_autocast_enabled():
         return tuple(contract.backward(grad, needs, *args))
     # Backward inside an autocast block: the dtypes were settled in the forward.

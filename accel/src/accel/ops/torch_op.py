@@ -57,8 +57,9 @@ def _run(contract: Contract, qualified: str) -> Kernel:
     def run(*args: Any) -> Tensor:
         # The dispatcher drops trailing arguments that equal their defaults.
         result = _kernels[qualified](*contract.bind(args))
-        # A torch op must not return one of its inputs.
-        return result.clone() if any(result is arg for arg in args) else result
+        # A torch op must not return one of its inputs, and compiled code has been promised the
+        # fake's strides.
+        return result.clone() if any(result is arg for arg in args) else result.contiguous()
 
     return run
 
@@ -76,7 +77,8 @@ def _save(contract: Contract) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
     count = contract.tensor_count
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        gradient.save(ctx, inputs[:count], inputs[count:])
+        bound = contract.bind(inputs)
+        gradient.save(ctx, bound[:count], bound[count:])
 
     return save
 
