@@ -25,7 +25,6 @@ def accel_backend() -> accel.Backend:
         rank=-10,  # never by itself, only when asked for
         probe=probe,
         accelerator="accel_toy.accelerator:ToyAccelerator",
-        expectations="accel_toy:expectations.toml",
     )
 
 
