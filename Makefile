@@ -12,6 +12,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(INSTALLED)  ## train a small model through a backend's ops, sample from it, prove the backend
+	@$(BIN)/accel build
 	@$(BIN)/python examples/train_bytes.py
 
 test: $(INSTALLED)  ## the tests, under ten minutes

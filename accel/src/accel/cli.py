@@ -74,7 +74,7 @@ def explain(
     """Which implementation serves an op, and why every other one does not."""
     decision = ops.explain(
         op,
-        device=device,
+        device=None if device is None else _device(device),
         dtype=_dtype(dtype),
         shapes=tuple(_shape(text) for text in shape or ()),
         **dict(_option(text) for text in option or ()),
@@ -180,6 +180,13 @@ def _to_build() -> dict[str, Accelerator | OpBuilder]:
 
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except RuntimeError as error:
+        raise ValueError(f"{text!r} is no torch device: {error}") from None
 
 
 def _dtype(text: str) -> torch.dtype:

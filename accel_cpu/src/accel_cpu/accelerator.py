@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -25,6 +26,13 @@ _LACKS = {
     ),
 }
 
+_NO_MEMORY_INFO = Refusal(
+    "memory_info",
+    "a system that tells how much memory is free",
+    f"{sys.platform}, which does not tell accel",
+    "properties() has the total",
+)
+
 
 class CpuAccelerator(Accelerator):
     """One device, number 0, whose operations have finished when their calls return.
@@ -47,7 +55,7 @@ class CpuAccelerator(Accelerator):
         if capability in ("memory_stats", "peak_memory_stats"):
             return COUNTER.refusal()
         if capability == "memory_info":
-            return None if host_memory.available() is not None else _no_figure("available memory")
+            return None if host_memory.free_and_total() else _NO_MEMORY_INFO
         if capability == "pinned_memory":
             return _pinning_refusal()
         return super().refusal(capability)
@@ -75,8 +83,11 @@ class CpuAccelerator(Accelerator):
         ``details`` are described in :func:`accel_cpu.processor.details`.
         """
         self._check(device_index)
+        total = host_memory.total()
+        if total is None:
+            raise UnsupportedCapability("this system does not tell how much memory it has")
         units = processor.usable_cores()
-        return DeviceProperties(processor.name(), self.total_memory(), units, processor.details())
+        return DeviceProperties(processor.name(), total, units, processor.details())
 
     def is_bf16_supported(self) -> bool:
         """True: torch computes in it everywhere, slowly where the processor does not."""
@@ -153,15 +164,13 @@ class CpuAccelerator(Accelerator):
             "not_seen": NOT_SEEN,
         }
 
-    def total_memory(self, device_index: int | None = None) -> int:
-        """Bytes of physical memory, or of the lowest limit among the process's control groups."""
+    def _memory_info(self, device_index: int | None) -> tuple[int, int]:
+        """(free without swapping, total) bytes, within the limits of the control groups."""
         self._check(device_index)
-        return _told(host_memory.total(), "total memory")
-
-    def available_memory(self, device_index: int | None = None) -> int:
-        """Bytes it can take without swapping, within the limits of its control groups."""
-        self._check(device_index)
-        return _told(host_memory.available(), "available memory")
+        known = host_memory.free_and_total()
+        if known is None:
+            raise UnsupportedCapability(f"{self.name!r} has no memory_info: {_NO_MEMORY_INFO}")
+        return known
 
     def empty_cache(self) -> None:
         """Have the C library give its free memory back to the system.
@@ -192,16 +201,6 @@ class CpuAccelerator(Accelerator):
     def _check(self, device_index: int | None) -> None:
         if device_index not in (None, 0):
             raise ValueError(f"{self.name!r} has the one device 0, not {device_index!r}")
-
-
-def _told(figure: int | None, what: str) -> int:
-    if figure is None:
-        raise UnsupportedCapability(str(_no_figure(what)))
-    return figure
-
-
-def _no_figure(what: str) -> Refusal:
-    return Refusal("memory_info", f"the host's {what}", "a system that does not tell it")
 
 
 def _pinning_refusal() -> Refusal | None:

@@ -1,6 +1,6 @@
 """Bytes of host memory: what this process may use, what is free, and giving some back.
 
-None stands for a figure that the system does not tell; the accelerator refuses it by name.
+None stands for a figure that the system does not tell; the accelerator then refuses it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ def total(root: Path = ROOT) -> int | None:
     return _lower(_machine(root)[0], cgroup.memory_limit(root))
 
 
-def available(root: Path = ROOT) -> int | None:
-    """What can be taken without swapping: the machine's, or the control groups' where lower."""
-    return _lower(_machine(root)[1], cgroup.memory_left(root))
+def free_and_total(root: Path = ROOT) -> tuple[int, int] | None:
+    """(what can be taken without swapping, :func:`total`); None if either is not told."""
+    whole, free = total(root), _lower(_machine(root)[1], cgroup.memory_left(root))
+    return None if whole is None or free is None else (min(free, whole), whole)
 
 
 def give_back() -> None:
@@ -41,6 +42,7 @@ def give_back() -> None:
 
 
 def _lower(machine: int | None, groups: int | None) -> int | None:
+    """The machine's figure, if it is told, or the groups' where that is lower."""
     return machine if machine is None or groups is None else min(machine, groups)
 
 
