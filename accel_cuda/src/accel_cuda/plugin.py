@@ -1,0 +1,24 @@
+"""accel's plugin for NVIDIA and AMD GPUs."""
+
+from __future__ import annotations
+
+import torch
+
+import accel
+from accel_cuda import __version__
+from accel_cuda.probe import probe
+
+ACCEL_API = "1.0"
+
+
+@accel.hookimpl
+def accel_backend() -> accel.Backend:
+    return accel.Backend(
+        name="cuda",
+        vendor="AMD" if torch.version.hip else "NVIDIA",
+        device_type="cuda",
+        version=__version__,
+        rank=100,
+        probe=probe,
+        accelerator="accel_cuda.accelerator:CudaAccelerator",
+    )

@@ -1,0 +1,61 @@
+"""Proves that a backend of accel does what the contracts say, on the device it is for.
+
+    accel conform --backend NAME                                   the command
+    pytest --pyargs accel_conformance --accel-backend NAME         the same cases under pytest
+    accel_conformance.run("NAME", report="out")                    the same from Python
+
+subject.py       what is tested: a backend's accelerator and the implementations that serve it
+suite/           the checks, and the rule that makes cases of them
+oracles/         what every op's result and gradients are, in numpy's float64, without torch
+selection.py     which cases      expectations.py   which of them may fail, and until when
+session.py       runs cases       console.py, report/   shows what came out
+faults.py        wrong kernels that the suite must catch
+
+Importing this imports no torch: pytest does so in every project where it is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+
+__version__ = "0.1.0"
+
+__all__ = ["run"]
+
+
+def run(
+    backend: str,
+    *,
+    report: str | PathLike[str] | None = None,
+    ops: Sequence[str] | None = None,
+    dtypes: Sequence[str] | None = None,
+    impls: Sequence[str] | None = None,
+    cases: Sequence[str] | None = None,
+    expectations: str | PathLike[str] | None = None,
+    list_only: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+    plugins: Sequence[object] = (),
+) -> int:
+    """Test a backend and say what came out; returns the exit status.
+
+    ``report``        folder to write ``report.json`` and ``report.html`` into
+    ``ops``, ``dtypes``, ``impls``   only the cases of these, e.g. ``["linear"]``, ``["float32"]``,
+                      ``["accel_cpu.native"]``; a case that has no op is left out by any of them
+    ``cases``         only the cases whose id matches one of these patterns (``*``, ``?``, ``[]``)
+    ``expectations``  file of expected outcomes, in place of the one the backend names
+    ``list_only``     print the ids of the cases and run none
+    ``json``          print the report (or the list) as JSON, and nothing else
+    ``quiet``         print failures and the verdict only
+    ``plugins``       plugin objects to test with, beside what is installed
+
+    0: every outcome is as expected. 1: one is not. 2: nothing could be run (the backend is unknown
+    or refused, a name is misspelt, the selection is empty), with the reason on stderr.
+    """
+    from accel_conformance.command import Options, conform
+
+    options = Options(
+        backend, report, ops, dtypes, impls, cases, expectations, list_only, json, quiet, plugins
+    )
+    return conform(options)

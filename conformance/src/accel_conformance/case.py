@@ -1,0 +1,139 @@
+"""A case: one check with a stable id; what it saw (Evidence); what became of it (Result)."""
+
+from __future__ import annotations
+
+import contextvars
+import enum
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accel.refusal import Refusal, sentence
+
+_HERE = str(Path(__file__).parent)
+
+
+class Outcome(str, enum.Enum):
+    """What became of a case. FAILED and UNEXPECTED fail the run."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    REFUSED = "refused"  # the implementation declined the request, with reasons
+    EXPECTED = "expected"  # failed, as the expectations file says
+    UNEXPECTED = "unexpected"  # did not fail, although the expectations file says so
+    SKIPPED = "skipped"  # not run, as the expectations file says
+
+    @property
+    def bad(self) -> bool:
+        return self in (Outcome.FAILED, Outcome.UNEXPECTED)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A rule of :data:`accel_conformance.rules.RULES` that did not hold, and what was seen."""
+
+    rule: str
+    says: str
+
+    def __str__(self) -> str:
+        return f"[{self.rule}] {self.says}"
+
+
+@dataclass
+class Evidence:
+    """What a check saw; checks write into it.
+
+    ``ran``         id of the implementation that really ran
+    ``rms_share``, ``peak_share``   the largest share of the error budgets used; 1 is all of it
+    """
+
+    ran: str | None = None
+    rms_share: float | None = None
+    peak_share: float | None = None
+    broken: list[Broken] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+    def expect(self, rule: str, holds: bool, says: str) -> bool:
+        """Note that ``rule`` is broken unless it ``holds``; the check goes on either way."""
+        if not holds:
+            self.broken.append(Broken(rule, says))
+        return holds
+
+    def refused(self, refusals: Sequence[Refusal]) -> None:
+        """Note that the implementation declined."""
+        self.refusals += refusals
+
+    def used(self, rms_share: float, peak_share: float) -> None:
+        """Note shares of the error budgets; the largest are kept."""
+        self.rms_share = max(rms_share, self.rms_share or 0.0)
+        self.peak_share = max(peak_share, self.peak_share or 0.0)
+
+    def message(self) -> str:
+        """What is wrong, one line per broken rule; else why the request was declined."""
+        return "\n".join(map(str, self.broken)) or sentence(self.refusals)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check with a stable id, ``area/...``; what it is about, where it is about an op."""
+
+    id: str
+    check: Callable[[Evidence], None]
+    op: str | None = None
+    implementation: str | None = None
+    dtype: str | None = None
+
+    @property
+    def area(self) -> str:
+        return self.id.partition("/")[0]
+
+    @property
+    def group(self) -> str:
+        """The id without its last part."""
+        return self.id.rpartition("/")[0]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case that was run (or skipped): ``why`` is the reason an expectation gives."""
+
+    case: Case
+    outcome: Outcome
+    evidence: Evidence
+    seconds: float
+    why: str = ""
+
+    def message(self) -> str:
+        """What there is to say about it; empty for a plain pass."""
+        if self.outcome is Outcome.UNEXPECTED:
+            return f"[expectation] was expected to fail ({self.why}) and did not"
+        said = self.evidence.message()
+        return "; ".join(filter(None, (self.why, said)))
+
+
+def execute(case: Case) -> Result:
+    """Run a case's check. Whatever it raises is a broken rule, never the end of the run, and what
+    it leaves in context variables (a stream, a choice of ops) is left to no other case."""
+    evidence = Evidence()
+    began = time.perf_counter()
+    try:
+        contextvars.copy_context().run(case.check, evidence)
+    except Exception as error:
+        evidence.expect("works", False, _described(error))
+    seconds = time.perf_counter() - began
+    outcome = (
+        Outcome.FAILED if evidence.broken
+        else Outcome.REFUSED if evidence.refusals
+        else Outcome.PASSED
+    )  # fmt: skip
+    return Result(case, outcome, evidence, seconds)
+
+
+def _described(error: Exception) -> str:
+    """The error and the place it came from: the innermost frame outside this package, if any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    foreign = [frame for frame in frames if not frame.filename.startswith(_HERE)] or frames
+    place = f" ({Path(foreign[-1].filename).name}:{foreign[-1].lineno})" if foreign else ""
+    return f"raised {type(error).__name__}: {error}{place}"

@@ -1,0 +1,15 @@
+"""Wrong implementations that the suite must catch, each for its own reason.
+
+    with plant(FAULTS["dropped_k_tail"], "accel_cpu.native") as id:
+        accel_conformance.run("cpu", ops=["linear"], impls=[id])      # 1
+
+values.py    wrong results           memory.py     memory that is not the kernel's
+company.py   rows, threads, order    promises.py   claims, refusals, gradients
+"""
+
+from __future__ import annotations
+
+from accel_conformance.faults import company, memory, promises, values  # noqa: F401 (they register)
+from accel_conformance.faults.planting import FAULTS, Fault, plant
+
+__all__ = ["FAULTS", "Fault", "plant"]

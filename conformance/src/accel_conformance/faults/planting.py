@@ -1,0 +1,124 @@
+"""A fault, and planting it: one implementation wrapped, and offered beside the others by a plugin
+that is a kernel pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+from accel import hookimpl
+from accel.contracts import CONTRACTS
+from accel.errors import UnknownOpError, close_matches
+from accel.hookspecs import API
+from accel.op_builder import Impl, OpBuilder, Request
+from accel.ops import catalog
+from accel.refusal import Refusal
+from torch import Tensor
+
+from accel_conformance.subject import installed_too
+
+Kernel = Callable[..., Tensor]
+Wrap = Callable[[Kernel], Kernel]
+Formula = Callable[..., Any]
+Answer = Callable[[Impl, Request], list[Refusal]]
+
+PACKAGE = "planted"
+
+FAULTS: dict[str, Fault] = {}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A way to be wrong, and for what reason the suite must say so.
+
+    ``reason``    the rule it breaks
+    ``where``     patterns of the ids of cases that break the rule: in each one at least, and
+                  nowhere else
+    ``also``      rules that may be broken as a consequence
+    ``op``        the op it is for
+    ``kernel``    makes a wrong kernel of a right one
+    ``backward``  makes a wrong gradient formula of the contract's
+    ``reasons``   answers in the builder's place
+    ``claims``    fields of the :class:`accel.Impl` that are stated otherwise
+    """
+
+    name: str
+    reason: str
+    where: tuple[str, ...]
+    also: frozenset[str] = frozenset()
+    op: str = "linear"
+    kernel: Wrap | None = None
+    backward: Callable[[Formula], Formula] | None = None
+    reasons: Answer | None = None
+    claims: tuple[tuple[str, Any], ...] = ()
+
+
+def fault(
+    reason: str, *where: str, also: str = "", op: str = "linear", role: str = "kernel", **claims: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as a fault of its name; ``role`` is the field of :class:`Fault` it
+    fills, ``also`` holds rules joined by spaces."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__
+        parts: dict[str, Any] = {role: function}
+        FAULTS[name] = Fault(
+            name, reason, where, frozenset(also.split()), op, claims=tuple(claims.items()), **parts
+        )
+        return function
+
+    return register
+
+
+@contextmanager
+def plant(fault: Fault, implementation: str) -> Iterator[str]:
+    """A copy of ``implementation`` with the fault is installed in the body; yields its id.
+
+    The implementation itself stays as it is, so that both can be tested side by side.
+    """
+    entry = _entry(fault.op, implementation)
+    impl = replace(entry.impl, id=f"{PACKAGE}.{fault.name}", **dict(fault.claims))
+    contract = CONTRACTS[fault.op]
+    if fault.backward:
+        # Gradients come from the contract, whoever computes the result.
+        CONTRACTS[fault.op] = replace(contract, backward=fault.backward(contract.backward))
+    try:
+        with installed_too([_pack(fault, impl, entry.impl, entry.builder)]):
+            yield impl.id
+    finally:
+        CONTRACTS[fault.op] = contract
+
+
+def _entry(op: str, implementation: str) -> catalog.Entry:
+    entries = {entry.impl.id: entry for entry in catalog.entries(op)}
+    if implementation not in entries:
+        near = close_matches(implementation, entries)
+        raise UnknownOpError(f"no implementation {implementation!r} of {op!r}; {near}")
+    return entries[implementation]
+
+
+def _pack(fault: Fault, impl: Impl, right: Impl, builder: OpBuilder) -> ModuleType:
+    """A plugin with one builder, whose one implementation is the faulty one."""
+
+    def load(self: OpBuilder, _: Impl) -> Kernel:
+        kernel = builder.load(right)
+        return fault.kernel(kernel) if fault.kernel else kernel
+
+    def reasons(self: OpBuilder, _: Impl, request: Request) -> list[Refusal]:
+        return (fault.reasons or builder.reasons)(right, request)
+
+    body = {
+        "device_type": builder.device_type, "impls": (impl,), "load": load, "reasons": reasons,
+    }  # fmt: skip
+    family = type(builder.family(), (OpBuilder,), body)
+
+    @hookimpl
+    def accel_op_builders() -> list[type[OpBuilder]]:
+        return [family]
+
+    pack = ModuleType(f"{PACKAGE}_{fault.name}")
+    vars(pack).update(ACCEL_API=".".join(map(str, API)), accel_op_builders=accel_op_builders)
+    return pack

@@ -1,0 +1,72 @@
+"""Promises that are not kept: dtypes, refusals, gradients."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from accel.op_builder import Impl, Request
+from accel.refusal import Refusal
+from torch import Tensor
+
+from accel_conformance.faults.planting import Formula, Kernel, fault
+
+_asked = itertools.count()
+
+
+@fault("works", "*/float64/*")
+def dtype_listed_and_not_served(kernel: Kernel) -> Kernel:
+    def faulty(x: Tensor, *rest: Any) -> Tensor:
+        if x.dtype is torch.float64:
+            raise RuntimeError("no kernel for float64")
+        return kernel(x, *rest)
+
+    return faulty
+
+
+@fault("serves", "builders/*/serves", role="reasons")
+def refuses_everything(impl: Impl, request: Request) -> list[Refusal]:
+    return [Refusal("processor", "another processor", "this one")]
+
+
+@fault("reasons", "builders/*/reasons", also="works", role="reasons")
+def changes_its_mind(impl: Impl, request: Request) -> list[Refusal]:
+    return refuses_everything(impl, request) if next(_asked) % 2 else []
+
+
+@fault("reasons", "builders/*/reasons", also="works", role="reasons")
+def answers_no_for_why(impl: Impl, request: Request) -> Any:
+    """Whether, where why was asked."""
+    return False
+
+
+@fault("gradient", "gradients/*", role="backward")
+def bias_summed_over_columns(right: Formula) -> Formula:
+    """The right number of sums, of neighbours in a row instead of in a column."""
+
+    def backward(grad: Tensor, needs: Any, x: Tensor, w: Tensor, b: Any, act: Any, out: Any) -> Any:
+        dx, dw, db, *rest = right(grad, needs, x, w, b, act, out)
+        if db is not None and act is None:
+            db = grad.reshape(db.numel(), -1).sum(1).to(db.dtype)
+        return dx, dw, db, *rest
+
+    return backward
+
+
+@fault("gradient", "gradients/*/act_*", "gradients/*/out_bf16", role="backward")
+def slope_forgotten(right: Formula) -> Formula:
+    return lambda grad, needs, x, w, b, act, out: right(grad, needs, x, w, b, None, out)
+
+
+@fault("gradient", "gradients/*/batched", role="backward")
+def last_batch_only(right: Formula) -> Formula:
+    """A tiled backward that overwrites the weight's gradient where it should add to it."""
+
+    def backward(grad: Tensor, needs: Any, x: Tensor, *rest: Any) -> Any:
+        gradients = list(right(grad, needs, x, *rest))
+        if x.dim() > 2:
+            gradients[1] = right(grad[-1], needs, x[-1], *rest)[1]
+        return tuple(gradients)
+
+    return backward

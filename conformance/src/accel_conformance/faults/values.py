@@ -1,0 +1,125 @@
+"""Wrong results. A kernel's arguments are those of the op's schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accel.contracts.activation import activate
+from torch import Tensor
+
+from accel_conformance.faults.planting import Kernel, fault
+
+
+def finish(z: Tensor, x: Tensor, act: str | None, out: torch.dtype | None) -> Tensor:
+    """What follows the sum in linear."""
+    return activate(z, act).to(out or x.dtype)
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype linear computes in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+@fault("accuracy", "ops/*", also="contained")
+def dropped_k_tail(kernel: Kernel) -> Kernel:
+    """The sum ends at the last whole vector of eight."""
+
+    def faulty(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+        whole = x.shape[-1] // 8 * 8
+        return kernel(x[..., :whole], w[:, :whole], *rest)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*")
+def bias_twice(kernel: Kernel) -> Kernel:
+    """As when each of two K blocks adds it."""
+    return lambda x, w, b, *rest: kernel(x, w, None if b is None else b + b, *rest)
+
+
+@fault("accuracy", "ops/*")
+def bias_forgotten(kernel: Kernel) -> Kernel:
+    return lambda x, w, b, *rest: kernel(x, w, None, *rest)
+
+
+@fault("accuracy", "ops/*/act_*")
+def activation_before_bias(kernel: Kernel) -> Kernel:
+    def faulty(x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out: Any) -> Tensor:
+        z = activate(kernel(x, w, None, None, wide(x)), act)
+        return finish(z if b is None else z + b, x, None, out)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*")
+def accumulated_in_bf16(kernel: Kernel) -> Kernel:
+    """Partial sums over sixteen columns are added in bfloat16."""
+
+    def faulty(x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out: Any) -> Tensor:
+        total = kernel(x[..., :16], w[:, :16], None, None, torch.bfloat16)
+        for k in range(16, x.shape[-1], 16):
+            total += kernel(x[..., k : k + 16], w[:, k : k + 16], None, None, torch.bfloat16)
+        z = total.to(wide(x))
+        return finish(z if b is None else z + b, x, act, out)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*/float32/*")
+def tensor_float_for_float32(kernel: Kernel) -> Kernel:
+    """Of the mantissa of x and w, ten bits are kept."""
+
+    def cut(t: Tensor) -> Tensor:
+        t = t.contiguous()
+        return (t.view(torch.int32) & ~0x1FFF).view(t.dtype) if t.dtype is torch.float32 else t
+
+    return lambda x, w, *rest: kernel(cut(x), cut(w), *rest)
+
+
+@fault("accuracy", "ops/*/bfloat16/*")
+def truncated_to_bf16(kernel: Kernel) -> Kernel:
+    """The lower half of fp32 is dropped where it should be rounded."""
+
+    def faulty(x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out: Any) -> Tensor:
+        if not x.dtype is (out or x.dtype) is torch.bfloat16:
+            return kernel(x, w, b, act, out)
+        result = kernel(x, w, b, act, torch.float32)
+        return (result.view(torch.int32) & ~0xFFFF).view(torch.float32).bfloat16()
+
+    return faulty
+
+
+@fault("accuracy", "ops/*/many_rows", also="contained rows")
+def one_wrong_element(kernel: Kernel) -> Kernel:
+    """By a tenth of the result's RMS: too little for a norm over thousands of elements."""
+
+    def faulty(*args: Any) -> Tensor:
+        result = kernel(*args)
+        if result.numel() > 1000:
+            rms = result.double().square().mean().sqrt()
+            result.view(-1)[result.numel() // 2] += (0.1 * rms).to(result.dtype)
+        return result
+
+    return faulty
+
+
+@fault("accuracy", "ops/*", op="rms_norm")
+def epsilon_forgotten(kernel: Kernel) -> Kernel:
+    return lambda x, w, eps: kernel(x, w, 0.0)
+
+
+@fault("result", "ops/*/out_fp32", "ops/*/out_bf16")
+def out_dtype_ignored(kernel: Kernel) -> Kernel:
+    return lambda x, w, b, act, out: kernel(x, w, b, act, None)
+
+
+@fault("result", "ops/*/no_rows", also="works")
+def empty_batch_forgotten(kernel: Kernel) -> Kernel:
+    """No rows are taken for one."""
+
+    def faulty(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+        empty = not x.numel() and x.shape[-1]
+        return kernel(x.new_zeros(1, x.shape[-1]) if empty else x, w, *rest)
+
+    return faulty

@@ -1,0 +1,33 @@
+"""Oracles: what an op's result and gradients are, in numpy's float64, without torch.
+
+An oracle knows an op by its contract's words only. Its arguments are the op's, in the schema's
+order, every tensor a float64 array that equals it exactly. float64 results are themselves measured
+against float64: numpy's own error is some 3e-16 of the result, a thirtieth of that budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from accel_conformance.oracles import linear, norm
+from accel_conformance.oracles.summed import Summed
+
+__all__ = ["ORACLES", "Oracle", "Summed"]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """``value(*args)`` is the result. ``gradient(grad, *args)`` has every argument's gradient as
+    the sum it is (None for one that has none)."""
+
+    value: Callable[..., Any]
+    gradient: Callable[..., tuple[Summed | None, ...]]
+
+
+ORACLES: dict[str, Oracle] = {
+    "linear": Oracle(linear.linear, linear.linear_gradient),
+    "gated_linear": Oracle(linear.gated_linear, linear.gated_linear_gradient),
+    "rms_norm": Oracle(norm.rms_norm, norm.rms_norm_gradient),
+}

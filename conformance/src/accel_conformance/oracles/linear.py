@@ -1,0 +1,67 @@
+"""linear and gated_linear in float64: sums written as sums over named indices.
+
+m: a row, all leading dimensions together · k: what is summed over · n: a column of the result
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from accel_conformance.measure import Array
+from accel_conformance.oracles.activation import activate, slope
+from accel_conformance.oracles.summed import Summed
+
+
+def linear(x: Array, w: Array, b: Array | None, act: str | None, out_dtype: Any = None) -> Array:
+    return activate(_affine(x, w, b), act)
+
+
+def linear_gradient(
+    grad: Array, x: Array, w: Array, b: Array | None, act: str | None, out_dtype: Any = None
+) -> tuple[Summed | None, ...]:
+    dx, dw, db = _affine_gradient(grad * slope(_affine(x, w, b), act), x, w)
+    return dx, dw, None if b is None else db, None, None
+
+
+def gated_linear(
+    x: Array, w_gate: Array, w_up: Array, b_gate: Array | None, b_up: Array | None, act: str,
+    out_dtype: Any = None,
+) -> Array:  # fmt: skip
+    return activate(_affine(x, w_gate, b_gate), act) * _affine(x, w_up, b_up)
+
+
+def gated_linear_gradient(
+    grad: Array, x: Array, w_gate: Array, w_up: Array, b_gate: Array | None, b_up: Array | None,
+    act: str, out_dtype: Any = None,
+) -> tuple[Summed | None, ...]:  # fmt: skip
+    gate, up = _affine(x, w_gate, b_gate), _affine(x, w_up, b_up)
+    dx_gate, dw_gate, db_gate = _affine_gradient(grad * up * slope(gate, act), x, w_gate)
+    dx_up, dw_up, db_up = _affine_gradient(grad * activate(gate, act), x, w_up)
+    return (
+        dx_gate + dx_up,
+        dw_gate,
+        dw_up,
+        None if b_gate is None else db_gate,
+        None if b_up is None else db_up,
+        None,
+        None,
+    )
+
+
+def _affine(x: Array, w: Array, b: Array | None) -> Array:
+    z = np.einsum("mk,nk->mn", _rows(x), w, optimize=True)
+    return (z if b is None else z + b).reshape(*x.shape[:-1], w.shape[0])
+
+
+def _affine_gradient(dz: Array, x: Array, w: Array) -> tuple[Summed, Summed, Summed]:
+    """Gradients of x, w and b from that of ``x w + b``."""
+    rows = _rows(dz)
+    dx = Summed.over("mn,nk->mk", rows, w).reshape(*x.shape)
+    return dx, Summed.over("mn,mk->nk", rows, _rows(x)), Summed.over("mn->n", rows)
+
+
+def _rows(x: Array) -> Array:
+    # The count is spelt out: numpy cannot infer it beside a last dimension of 0.
+    return x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])

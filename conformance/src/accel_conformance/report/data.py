@@ -1,0 +1,136 @@
+"""What a report says, as JSON can hold it.
+
+    schema        1; raised when a key changes its meaning or goes
+    verdict       "passed", or "failed" if an outcome was not as expected
+    suite, core   {"name", "version"} of this package and of accel-core
+    plugin        {"backend", "distribution", "vendor", "version", "device_type"}
+    software      {"python", "torch", "numpy", "system"}
+    device        {"name", "total_memory" (bytes), "compute_units", "count", "dtypes", "details"}
+    selection     {"ops", "impls", "dtypes", "cases"}: lists of what was asked for, or null for all
+    started       when, ISO 8601 in UTC         seconds   of running cases
+    totals        outcome -> number of cases
+    expectations  {"file" (or null), "problems": lines on entries that no longer hold}
+    rules         rule -> what it promises, for the rules broken in this run
+    cases         in the order they were run, each
+        id, area, op, implementation, dtype       (the last three null where it has none)
+        outcome       passed · failed · refused · expected · unexpected · skipped
+        ran           id of the implementation that really ran, or null
+        rms_share, peak_share   largest part of the error budgets used (1 is all; 1e9 is a budget
+                      of zero, or NaN or infinity out of place), or null where none was measured
+        seconds       of this case
+        broken        [{"rule", "says"}]: the rules that did not hold, and what was seen
+        message       why the outcome is not simply passed, in words
+        refusals      [{"code", "want", "have", "remedy"}]
+        reproduce     a command that runs this case alone
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy
+import torch
+
+from accel_conformance import __version__
+from accel_conformance.case import Result
+from accel_conformance.rules import RULES
+from accel_conformance.session import Session
+from accel_conformance.target import name_of
+
+SCHEMA = 1
+
+
+def content(session: Session) -> dict[str, Any]:
+    """The report of a session that has been run."""
+    broken = {b.rule for result in session.results for b in result.evidence.broken}
+    return {
+        "schema": SCHEMA,
+        "verdict": "passed" if session.passed else "failed",
+        "suite": {"name": "accel-conformance", "version": __version__},
+        "core": {"name": "accel-core", "version": version("accel-core")},
+        "plugin": _plugin(session),
+        "software": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "system": platform.platform(),
+        },
+        "device": _device(session),
+        "selection": asdict(session.selection),
+        "started": session.started.isoformat(timespec="seconds"),
+        "seconds": round(session.seconds, 3),
+        "totals": session.totals(),
+        "expectations": {
+            "file": session.expectations.file,
+            "problems": list(session.problems),
+        },
+        "rules": {rule: RULES[rule] for rule in RULES if rule in broken},
+        "cases": [_case(session, result) for result in session.results],
+    }
+
+
+def reproduce(session: Session, id: str) -> str:
+    """A command that runs one case alone."""
+    backend = shlex.quote(session.subject.accelerator.name)
+    pattern = "".join(f"[{c}]" if c in "[*?" else c for c in id)
+    return (
+        f"pytest --pyargs accel_conformance --accel-backend {backend} "
+        f"--accel-cases {shlex.quote(pattern)}"
+    )
+
+
+def _plugin(session: Session) -> dict[str, Any]:
+    backend = session.subject.candidate.backend
+    assert backend is not None
+    return {
+        "backend": backend.name,
+        "distribution": session.subject.candidate.distribution,
+        "vendor": backend.vendor,
+        "version": backend.version,
+        "device_type": backend.device_type,
+    }
+
+
+def _device(session: Session) -> dict[str, Any]:
+    """Asked of the device layer that is under test: what it cannot tell rightly is null."""
+    acc = session.subject.accelerator
+    told: dict[str, Any] = {"name": None, "total_memory": None, "compute_units": None,
+                            "details": {}}  # fmt: skip
+    try:
+        told |= asdict(acc.properties())
+        told["details"] = {str(key): str(value) for key, value in told["details"].items()}
+    except Exception as error:
+        told["name"] = f"unknown: properties() raised {type(error).__name__}"
+    for number in ("total_memory", "compute_units"):
+        if not isinstance(told[number], int):
+            told[number] = None
+    dtypes = [name_of(dtype) for dtype in acc.supported_dtypes()]
+    return {**told, "name": str(told["name"]), "count": acc.device_count(), "dtypes": dtypes}
+
+
+def _case(session: Session, result: Result) -> dict[str, Any]:
+    case, seen = result.case, result.evidence
+    return {
+        "id": case.id,
+        "area": case.area,
+        "op": case.op,
+        "implementation": case.implementation,
+        "dtype": case.dtype,
+        "outcome": result.outcome.value,
+        "ran": seen.ran,
+        "rms_share": _rounded(seen.rms_share),
+        "peak_share": _rounded(seen.peak_share),
+        "seconds": round(result.seconds, 5),
+        "broken": [asdict(b) for b in seen.broken],
+        "message": result.message(),
+        "refusals": [refusal.to_dict() for refusal in seen.refusals],
+        "reproduce": reproduce(session, case.id),
+    }
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else float(f"{share:.4g}")

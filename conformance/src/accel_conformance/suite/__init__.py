@@ -1,0 +1,31 @@
+"""The checks, and the rule that makes cases of them.
+
+accelerator/     the device layer, one case per promise: accelerator/...
+builders.py      what implementations are offered and refused: builders/op/implementation/...
+numerics.py      every op, implementation, dtype, sample: ops/...
+gradients.py     the same, differentiated: gradients/...
+bad_inputs.py    arguments that must be refused: bad_inputs/op/implementation/...
+rows.py          shape invariance where it is claimed: rows/...
+special.py       NaN and infinity: special/...
+"""
+
+from __future__ import annotations
+
+from accel_conformance.case import Case
+from accel_conformance.subject import Subject
+from accel_conformance.suite import (
+    accelerator,
+    bad_inputs,
+    builders,
+    gradients,
+    numerics,
+    rows,
+    special,
+)
+
+AREAS = (accelerator, builders, numerics, gradients, bad_inputs, rows, special)
+
+
+def cases(subject: Subject) -> list[Case]:
+    """All cases of a subject, in the order they are run."""
+    return [case for area in AREAS for case in area.cases(subject)]

@@ -1,0 +1,125 @@
+"""Every op's result: right, made by who was asked, new, repeatable, and nothing else touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from accel.contracts import Contract, Tolerance
+from torch import Tensor
+
+from accel_conformance.case import Case, Evidence
+from accel_conformance.measure import exact, shares
+from accel_conformance.oracles import ORACLES
+from accel_conformance.subject import Subject
+from accel_conformance.suite.per_sample import per_sample
+from accel_conformance.target import (
+    Args,
+    Target,
+    Watch,
+    name_of,
+    poison,
+    same_bits,
+    storage_bits,
+    tensors,
+)
+
+
+def cases(subject: Subject) -> Iterator[Case]:
+    return per_sample("ops", subject, check)
+
+
+def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
+    """Call three times, the last under a dispatch mode, and look at everything around."""
+    if target.declines(seen, args):
+        return
+    promised = target.contract.fake(*args)
+    before = [storage_bits(tensor) for tensor in tensors(args)]
+    poison(promised, math.nan)
+    first = target.call(args)
+    kept = first.clone()
+    poison(promised, -7.0)
+    second = target.call(args)
+    with Watch() as watch:
+        watched = target.call(args)
+
+    _served_by(seen, target, args, watch)
+    _inputs_kept(seen, target, args, before)
+    _fresh(seen, target, args, first, second)
+    _repeatable(seen, kept, first, second, watched)
+    if _result(seen, kept, promised):
+        accuracy(seen, target.contract, kept, args)
+
+
+def accuracy(seen: Evidence, contract: Contract, result: Tensor, args: Args) -> None:
+    with np.errstate(all="ignore"):
+        expected = ORACLES[contract.name].value(*map(exact, args))
+    used = shares(result, expected, tolerance(contract, args[0].dtype, result.dtype))
+    seen.used(used.rms, used.peak)
+    seen.expect("accuracy", used.within, f"{used}")
+
+
+def tolerance(contract: Contract, dtype: torch.dtype, result: torch.dtype) -> Tolerance:
+    """The tolerance that binds a result: that of its own dtype, since ops compute in fp32 at least
+    and round once; a result wider than that is as good as what was computed."""
+    working = torch.promote_types(dtype, torch.float32)
+    wider = torch.finfo(result).eps < torch.finfo(working).eps
+    return contract.tolerance[working if wider else result]
+
+
+def _served_by(seen: Evidence, target: Target, args: Args, watch: Watch) -> None:
+    seen.ran = target.bound(args)
+    seen.expect(
+        "served_by",
+        seen.ran == target.impl.id,
+        f"{target.impl.id} was asked for and {seen.ran} served",
+    )
+    ran = watch.names[0] if watch.names else "nothing"
+    seen.expect(
+        "served_by",
+        ran == target.torch_op,
+        f"under a dispatch mode the torch op must be {target.torch_op}, and {ran} ran",
+    )
+
+
+def _result(seen: Evidence, found: Tensor, promised: Tensor) -> bool:
+    def words(tensor: Tensor) -> str:
+        return f"{name_of(tensor.dtype)}{list(tensor.shape)} on {tensor.device}"
+
+    return seen.expect(
+        "result",
+        words(found) == words(promised),
+        f"the contract promises {words(promised)}, the result is {words(found)}",
+    )
+
+
+def _inputs_kept(seen: Evidence, target: Target, args: Args, before: list[Tensor]) -> None:
+    names = [n for n, arg in zip(target.contract.parameters, args) if isinstance(arg, Tensor)]
+    for name, tensor, bits in zip(names, tensors(args), before):
+        now = storage_bits(tensor)
+        changed = int((now != bits).sum()) if now.shape == bits.shape else len(now)
+        seen.expect("inputs_kept", not changed, f"{changed} bytes of {name}'s storage changed")
+
+
+def _fresh(seen: Evidence, target: Target, args: Args, first: Tensor, second: Tensor) -> None:
+    if not first.numel():
+        return
+    home = _home(first)
+    names = [n for n, arg in zip(target.contract.parameters, args) if isinstance(arg, Tensor)]
+    for name, tensor in zip(names, tensors(args)):
+        seen.expect("fresh", _home(tensor) != home, f"the result lies in {name}'s storage")
+    seen.expect("fresh", _home(second) != home, "a second call's result lies over the first's")
+
+
+def _home(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _repeatable(
+    seen: Evidence, kept: Tensor, first: Tensor, second: Tensor, watched: Tensor
+) -> None:
+    seen.expect("repeatable", same_bits(kept, second), "a second call gave other bits")
+    seen.expect("repeatable", same_bits(kept, first), "a second call changed the first's result")
+    seen.expect("repeatable", same_bits(kept, watched), "a dispatch mode got other bits")

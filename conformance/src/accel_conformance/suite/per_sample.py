@@ -1,0 +1,62 @@
+"""One case for every implementation, dtype and sample: the rule the areas over ops share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from accel.contracts import Contract, Sample
+
+from accel_conformance.case import Case, Evidence
+from accel_conformance.subject import Subject
+from accel_conformance.target import Args, Target, name_of
+
+# check(target, sample's name, arguments, evidence)
+Check = Callable[[Target, str, Args, Evidence], None]
+
+
+def per_sample(
+    area: str,
+    subject: Subject,
+    check: Check,
+    *,
+    of: Callable[[Target], bool] = lambda target: True,
+    over: Callable[[Contract, Args], bool] = lambda contract, args: True,
+) -> Iterator[Case]:
+    """Cases ``area/op/implementation/dtype/sample`` of the targets ``of`` takes, with the samples
+    whose arguments ``over`` takes."""
+    nowhere = torch.device("meta")
+    for target in filter(of, subject.targets):
+        samples = [
+            sample
+            for sample in target.contract.samples()
+            if over(target.contract, sample.make(torch.float32, nowhere))
+        ]
+        for dtype in subject.dtypes(target):
+            for sample in samples:
+                yield Case(
+                    f"{area}/{target.op}/{target.impl.id}/{name_of(dtype)}/{sample.name}",
+                    partial(_run, check, target, sample, dtype),
+                    target.op,
+                    target.impl.id,
+                    name_of(dtype),
+                )
+
+
+def _run(
+    check: Check, target: Target, sample: Sample, dtype: torch.dtype, seen: Evidence
+) -> None:
+    with target.alone():
+        check(target, sample.name, sample.make(dtype, target.device), seen)
+
+
+def has_elements(contract: Contract, args: Args) -> bool:
+    """Neither the rows nor the result are empty."""
+    return bool(args[0].numel() and contract.fake(*args).numel())
+
+
+def row_count(args: Args) -> int:
+    """Rows of the first argument: all its dimensions but the last, multiplied."""
+    return math.prod(args[0].shape[:-1])

@@ -1,0 +1,139 @@
+"""A target: one implementation of one op on one device, called as users call it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import accel
+import torch
+from accel import registry
+from accel.contracts import Contract
+from accel.op_builder import Impl, OpBuilder, Request
+from accel.ops import policy
+from accel.ops.door import bound
+from accel.ops.resolution import decide
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from accel_conformance.case import Evidence
+
+Args = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One implementation of one op on one device."""
+
+    contract: Contract
+    impl: Impl
+    builder: OpBuilder
+    device: torch.device
+
+    @property
+    def op(self) -> str:
+        return self.contract.name
+
+    @property
+    def torch_op(self) -> str:
+        """The name its torch op must have: ``accel_x.native`` of linear is
+        ``accel_x::linear_native``."""
+        namespace, _, kind = self.impl.id.rpartition(".")
+        return f"{namespace or 'accel'}::{self.op}_{kind}"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Where the op is served by this implementation or not at all."""
+        with accel.ops.use(f"{self.op}={self.impl.id}", exact=False):
+            yield
+
+    def call(self, args: Args) -> Tensor:
+        """The op's public function with the arguments of its schema."""
+        tensors, options = self._split(args)
+        names = list(self.contract.parameters)[len(tensors) :]
+        function = getattr(accel.ops, self.op)
+        return function(*tensors, **dict(zip(names, options)))  # type: ignore[no-any-return]
+
+    def bound(self, args: Args, *, grad: bool = False) -> str:
+        """Id of the implementation the public function is bound to for these arguments."""
+        return bound(self.contract, *self._split(args), grad).impl.id
+
+    def request(self, args: Args, *, grad: bool = False, shapes: bool = True) -> Request:
+        """What the op asks of a builder for these arguments."""
+        tensors, options = self._split(args)
+        named = dict(zip(list(self.contract.parameters)[len(tensors) :], options))
+        return Request(
+            self.op,
+            self.device,
+            tensors[0].dtype,
+            grad,
+            {name: value for name, value in named.items() if name in self.contract.options},
+            tuple(None if t is None else tuple(t.shape) for t in tensors) if shapes else (),
+            tuple(None if t is None else tuple(t.stride()) for t in tensors) if shapes else (),
+        )
+
+    def declines(self, seen: Evidence, args: Args, *, grad: bool = False) -> bool:
+        """True, and written down why, if the implementation does not serve these arguments."""
+        failures = registry.registry().load_failures
+        if self.impl in failures:
+            return not seen.expect("loads", False, str(failures[self.impl]))
+        decision = decide(self.request(args, grad=grad), policy.current(), failures)
+        refusals = next(v.refusals for v in decision.verdicts if v.impl == self.impl)
+        seen.refused(refusals)
+        return bool(refusals)
+
+    def _split(self, args: Args) -> tuple[Args, Args]:
+        """(tensor arguments, options)"""
+        count = self.contract.tensor_count
+        return args[:count], args[count:]
+
+
+class Watch(TorchDispatchMode):
+    """Notes the torch ops called in its body by name. accel's ops take another way there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Args = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def tensors(args: Args) -> list[Tensor]:
+    return [arg for arg in args if isinstance(arg, Tensor)]
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Equal dtype, shape and bits; NaN equals NaN."""
+    return (
+        one.dtype is other.dtype
+        and one.shape == other.shape
+        and torch.equal(_bytes(one), _bytes(other))
+    )
+
+
+def storage_bits(tensor: Tensor) -> Tensor:
+    """A copy of everything in the tensor's storage, seen through it or not."""
+    everything = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return everything.set_(tensor.untyped_storage()).clone()
+
+
+def poison(like: Tensor, value: float) -> None:
+    """Leave freed memory of a result's size full of ``value``, so that an element which a kernel
+    does not write shows."""
+    if like.numel():
+        [torch.full_like(like, value) for _ in range(4)]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """``"float32"`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")

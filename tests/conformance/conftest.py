@@ -1,0 +1,31 @@
+"""What the tests of the suite share: a right backend, and running the suite on it."""
+
+import json
+
+import accel_conformance
+import conformance_host
+import pytest
+import torch
+from accel import testing
+
+
+@pytest.fixture(autouse=True)
+def _only_the_host():
+    # One thread: these are many small calls, and threads that wait for each other are slow where
+    # the processor is shared.
+    torch.set_num_threads(1)
+    with testing.installed(conformance_host.plugin()):
+        yield
+
+
+@pytest.fixture
+def conform(tmp_path, capsys):
+    """``conform(**options)``: the exit status and the report of a quiet run on the host."""
+
+    def run(**options):
+        folder = tmp_path / "report"
+        status = accel_conformance.run("host", report=folder, quiet=True, **options)
+        capsys.readouterr()
+        return status, json.loads((folder / "report.json").read_text())
+
+    return run

@@ -1,0 +1,72 @@
+"""The suite passes what is right, and fails every planted fault for the fault's own reason."""
+
+from fnmatch import fnmatchcase
+
+import conformance_host
+import pytest
+from accel.errors import UnknownOpError
+from accel_conformance.faults import FAULTS, Fault, plant
+from accel_conformance.rules import RULES
+
+# Claims of invariance are tested on a kernel that keeps them.
+INVARIANT = {"linear": conformance_host.LINEAR, "rms_norm": conformance_host.NORM}
+
+
+def base_of(fault):
+    return INVARIANT[fault.op] if dict(fault.claims).get("shape_invariant") else "reference"
+
+
+def failures(report):
+    return [case for case in report["cases"] if case["outcome"] == "failed"]
+
+
+def breaking(report, rule):
+    """Ids of the cases that break a rule."""
+    return {c["id"] for c in failures(report) if rule in {b["rule"] for b in c["broken"]}}
+
+
+@pytest.mark.parametrize("op", INVARIANT)
+@pytest.mark.parametrize("invariant", [False, True])
+def test_a_planted_copy_without_a_fault_passes(conform, op, invariant):
+    nothing = Fault("nothing", reason="none", where=(), op=op)
+    with plant(nothing, INVARIANT[op] if invariant else "reference") as planted:
+        status, report = conform(ops=[op], impls=[planted])
+    assert failures(report) == []
+    assert status == 0
+    assert {case["ran"] for case in report["cases"]} <= {planted, None}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_caught_for_its_own_reason(conform, name):
+    fault = FAULTS[name]
+    with plant(fault, base_of(fault)) as planted:
+        status, report = conform(ops=[fault.op], impls=[planted])
+    assert status == 1
+    broken = breaking(report, fault.reason)
+    for pattern in fault.where:
+        assert any(fnmatchcase(id, pattern) for id in broken), f"nothing like {pattern} failed"
+    elsewhere = [id for id in broken if not any(fnmatchcase(id, p) for p in fault.where)]
+    assert elsewhere == []
+    others = {b["rule"] for case in failures(report) for b in case["broken"]}
+    assert others <= {fault.reason, *fault.also}
+
+
+def test_faults_break_rules_there_are():
+    for fault in FAULTS.values():
+        assert {fault.reason, *fault.also} <= set(RULES), fault.name
+
+
+def test_planting_leaves_no_trace(conform):
+    fault = FAULTS["slope_forgotten"]
+    with plant(fault, "reference") as planted:
+        conform(ops=["linear"], impls=[planted], dtypes=["float32"])
+    status, _ = conform(ops=["linear"], impls=["reference"], dtypes=["float32"])
+    assert status == 0
+
+
+def test_a_fault_is_planted_in_an_implementation_there_is():
+    with (
+        pytest.raises(UnknownOpError, match="did you mean 'host.linear'"),
+        plant(FAULTS["bias_twice"], "host.linaer"),
+    ):
+        pass

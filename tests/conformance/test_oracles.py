@@ -1,0 +1,83 @@
+"""The oracles are checked against what they do not use: differences, loops, torch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from accel.contracts import CONTRACTS
+from accel_conformance.measure import exact
+from accel_conformance.oracles import ORACLES, Summed
+
+SAMPLES = [
+    (op, sample)
+    for op, contract in CONTRACTS.items()
+    for sample in contract.samples()
+    if sample.name not in ("long_sum", "long", "many_rows")
+]
+
+
+def drawn(sample):
+    args = sample.make(torch.float64, torch.device("cpu"))
+    return [np.array(v) if isinstance(v, np.ndarray) else v for v in map(exact, args)]
+
+
+def test_every_contract_has_an_oracle():
+    assert set(ORACLES) == set(CONTRACTS)
+
+
+@pytest.mark.parametrize(("op", "sample"), SAMPLES, ids=[f"{op}-{s.name}" for op, s in SAMPLES])
+def test_values_agree_with_the_contracts_reference_in_float64(op, sample):
+    args = sample.make(torch.float64, torch.device("cpu"))
+    reference = CONTRACTS[op].reference(*args[:-1], None) if "out_dtype" in CONTRACTS[
+        op
+    ].parameters else CONTRACTS[op].reference(*args)
+    value = ORACLES[op].value(*map(exact, args))
+    np.testing.assert_allclose(value, reference.numpy(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("op", "sample"), SAMPLES, ids=[f"{op}-{s.name}" for op, s in SAMPLES])
+def test_gradients_are_what_differences_say(op, sample):
+    """Along one random direction of each argument."""
+    args, random = drawn(sample), np.random.default_rng(0)
+    value, gradient = ORACLES[op].value, ORACLES[op].gradient
+    grad = random.standard_normal(value(*args).shape)
+    for i, found in enumerate(gradient(grad, *args)):
+        if found is None:
+            assert not isinstance(args[i], np.ndarray)
+            continue
+        way = random.standard_normal(args[i].shape)
+        step = 1e-6
+        ends = [
+            value(*args[:i], args[i] + side * step * way, *args[i + 1 :]) for side in (1, -1)
+        ]
+        slope = np.sum(grad * (ends[0] - ends[1])) / (2 * step)
+        scale = np.sum(np.abs(found.spread * way)) + 1e-30
+        assert abs(np.sum(found.total * way) - slope) < 1e-6 * scale
+
+
+def test_linear_is_a_sum_written_as_loops():
+    x, w, b = np.arange(6.0).reshape(2, 3), np.arange(12.0).reshape(4, 3) - 5, np.ones(4)
+    looped = [[sum(x[m, k] * w[n, k] for k in range(3)) + b[n] for n in range(4)] for m in range(2)]
+    assert ORACLES["linear"].value(x, w, b, None).tolist() == looped
+
+
+def test_activations_at_points_that_are_known():
+    from accel_conformance.oracles import activation
+
+    one, zero = np.array([1.0]), np.array([0.0])
+    known = {"relu": 1.0, "gelu": 0.8413447460685429, "silu": 1 / (1 + math.exp(-1))}
+    for name, value in known.items():
+        assert activation.activate(one, name) == pytest.approx([value], abs=1e-15)
+        assert activation.activate(zero, name) == [0.0]
+    assert activation.activate(one, "gelu_tanh") == pytest.approx([0.8411919906082768], abs=1e-12)
+    far = np.array([-800.0, 800.0])
+    assert activation.activate(far, "silu").tolist() == [-0.0, 800.0]
+
+
+def test_a_sum_remembers_the_size_of_what_was_summed():
+    cancelled = Summed.of(np.array([3.0, 4.0]), np.array([-3.0, -4.0]))
+    assert cancelled.total.tolist() == [0.0, 0.0]
+    assert cancelled.unit() == pytest.approx(math.sqrt((18 + 32) / 2))
+    assert Summed.over("mk->m", np.ones((1, 4))).unit() == 4.0
+    assert Summed.of(np.zeros((0,))).unit() == 0.0

@@ -1,0 +1,150 @@
+"""What a run says: report.json, report.html, lines, JSON on stdout, exit status."""
+
+import json
+from html.parser import HTMLParser
+
+import accel_conformance
+import pytest
+from accel_conformance.faults import FAULTS, plant
+from accel_conformance.report.page import page
+
+KEYS = {
+    "schema", "verdict", "suite", "core", "plugin", "software", "device", "selection", "started",
+    "seconds", "totals", "expectations", "rules", "cases",
+}  # fmt: skip
+CASE = {
+    "id", "area", "op", "implementation", "dtype", "outcome", "ran", "rms_share", "peak_share",
+    "seconds", "broken", "message", "refusals", "reproduce",
+}  # fmt: skip
+
+
+def case(report, id):
+    return next(case for case in report["cases"] if case["id"] == id)
+
+
+@pytest.fixture
+def failing(conform):
+    with plant(FAULTS["bias_twice"], "reference") as planted:
+        return conform(impls=[planted], dtypes=["float32"])[1]
+
+
+def test_a_report_of_everything(conform):
+    status, report = conform()
+    assert status == 0, [c["message"] for c in report["cases"] if c["outcome"] == "failed"]
+    assert set(report) == KEYS
+    assert report["verdict"] == "passed"
+    assert report["plugin"]["backend"] == "host"
+    assert report["device"]["name"] == "a host of tests"
+    assert report["device"]["total_memory"] == 1 << 33
+    assert report["device"]["dtypes"] == ["float32", "float16", "bfloat16", "float64"]
+    assert sum(report["totals"].values()) == len(report["cases"])
+    assert report["rules"] == {}
+    assert all(set(case) == CASE for case in report["cases"])
+    assert {case["area"] for case in report["cases"]} == {
+        "accelerator", "builders", "ops", "gradients", "bad_inputs", "rows", "special",
+    }  # fmt: skip
+
+    passed = case(report, "ops/linear/host.linear/bfloat16/layout_sliced")
+    assert (passed["outcome"], passed["ran"]) == ("passed", "host.linear")
+    assert 0 < passed["rms_share"] <= 1
+    assert 0 < passed["peak_share"] <= 1
+    refused = case(report, "accelerator/allocated_moves_with_tensors")
+    assert refused["outcome"] == "refused"
+    assert refused["refusals"][0]["code"] == "memory_stats"
+
+
+def test_a_failure_says_which_rule_and_how_to_see_it_again(failing):
+    assert failing["verdict"] == "failed"
+    assert set(failing["rules"]) == {"accuracy"}
+    failed = case(failing, "ops/linear/planted.bias_twice/float32/odd")
+    assert [broken["rule"] for broken in failed["broken"]] == ["accuracy"]
+    assert failed["message"].startswith("[accuracy] error is ")
+    assert failed["rms_share"] > 1
+    assert failed["reproduce"] == (
+        "pytest --pyargs accel_conformance --accel-backend host "
+        "--accel-cases ops/linear/planted.bias_twice/float32/odd"
+    )
+
+
+class Page(HTMLParser):
+    """The text, ids and outward references of a page; fails on tags that do not match."""
+
+    VOID = {"meta", "br", "link", "img"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text, self.ids, self.links, self.outward = [], [], set(), set(), []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        given = dict(attrs)
+        self.ids.add(given.get("id"))
+        self.outward += [tag] if tag in ("script", "link", "img") or "src" in given else []
+        if "href" in given:
+            self.links.add(given["href"].removeprefix("#"))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_stands_alone_and_shows_what_failed(failing, tmp_path):
+    html = (tmp_path / "report" / "report.html").read_text()
+    page = Page(html)
+    assert page.outward == []
+    assert "http" not in html
+    assert page.links
+    assert page.links <= page.ids
+    text = " ".join(" ".join(page.text).split())
+    assert "host does not conform" in text
+    assert "ops/linear/planted.bias_twice/float32/odd" in text
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_what_plugins_say_is_text_on_the_page(conform):
+    _, found = conform(cases=["accelerator/is_available"])
+    found["device"]["name"] = "<b>bold</b>"
+    found["cases"][0] |= {"outcome": "failed", "message": "<i>", "broken": [
+        {"rule": "works", "says": "raised <script>"}
+    ]}  # fmt: skip
+    html = page(found)
+    assert "&lt;b&gt;bold&lt;/b&gt;" in html
+    assert "raised &lt;script&gt;" in html
+    assert "<script>" not in html
+
+
+def test_json_on_stdout_is_the_report_and_nothing_else(capsys):
+    assert accel_conformance.run("host", cases=["accelerator/*"], json=True) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["totals"]["passed"] > 0
+    assert err == ""
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+    options = {"ops": ["linear"], "impls": ["reference"], "dtypes": ["float32"]}
+    assert accel_conformance.run("host", **options) == 0
+    out = capsys.readouterr().out
+    assert "ops/linear/reference/float32  19 passed" in out
+    assert "host (host) conforms: " in out
+    assert "\x1b" not in out
+
+
+def test_quiet_says_the_verdict_alone(capsys):
+    assert accel_conformance.run("host", cases=["accelerator/is_available"], quiet=True) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("host (host) conforms: 1 passed in ")
+
+
+def test_failures_are_printed_with_their_command(capsys):
+    with plant(FAULTS["relu_loses_nan"], "reference") as planted:
+        status = accel_conformance.run("host", impls=[planted], dtypes=["float32"], quiet=True)
+    assert status == 1
+    out = capsys.readouterr().out
+    assert "FAILED special/linear/planted.relu_loses_nan/float32/act_relu" in out
+    assert "[contained] a NaN was lost in its own row" in out
+    assert "--accel-cases special/linear/planted.relu_loses_nan/float32/act_relu" in out

@@ -1,0 +1,48 @@
+"""What all tests share: an environment of their own, and fresh processes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def build_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("accel-cache")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(build_cache, monkeypatch):
+    """No variable from outside decides a test, and nothing is built into the user's cache."""
+    for name in list(os.environ):
+        if name.startswith("ACCEL_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ACCEL_CACHE_DIR", str(build_cache))
+
+
+@pytest.fixture(autouse=True)
+def _thread_count():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def fresh():
+    """Run code in a new process; returns what it did. It fails if the process does."""
+
+    def run(code, *arguments, status=0, **environment):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
