@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accel.contracts import LINEAR
-from accel.ops.door import bound
 from rich.console import Console
 from rich.table import Table
 from timing import in_turn, ratio
 
 import accel
 from accel import ops
+from accel.contracts import LINEAR
+from accel.ops.door import bound
 from accel_cpu import onednn
 
 K, N = 1024, 4096

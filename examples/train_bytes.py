@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accel.errors import AccelWarning
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -26,6 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from accel import ops, selection
+from accel.errors import AccelWarning
 
 
 @dataclass(frozen=True)

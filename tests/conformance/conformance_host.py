@@ -1,6 +1,7 @@
 """A right backend to test the suite with: the host, with a kernel whose rows are independent."""
 
 import torch
+
 from accel import testing
 from accel.accelerator import DeviceProperties
 from accel.contracts import CONTRACTS

@@ -2,10 +2,11 @@
 
 import json
 
-import accel_conformance
 import conformance_host
 import pytest
 import torch
+
+import accel_conformance
 from accel import testing
 
 

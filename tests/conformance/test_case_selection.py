@@ -2,9 +2,10 @@
 
 import json
 
-import accel_conformance
 import conformance_host
 import pytest
+
+import accel_conformance
 from accel import testing
 from accel.errors import AccelWarning
 from accel.refusal import Refusal

@@ -4,15 +4,16 @@ import os
 import time
 from contextlib import contextmanager
 
-import accel
 import conformance_host
 import pytest
 import torch
+from conformance_host import HostAccelerator
+
+import accel
 from accel import testing
 from accel.accelerator import CAPABILITIES, DeviceProperties
 from accel.accelerator.host import HostEvent
 from accel_conformance.suite.accelerator import abilities
-from conformance_host import HostAccelerator
 
 
 class IndexIsText(HostAccelerator):

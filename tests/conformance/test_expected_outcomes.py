@@ -2,9 +2,10 @@
 
 import datetime
 
-import accel_conformance
 import conformance_host
 import pytest
+
+import accel_conformance
 from accel import testing
 from accel_conformance import expectations
 from accel_conformance.faults import FAULTS, plant

@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 
 import conformance_host
 import pytest
+
 from accel.errors import UnknownOpError
 from accel_conformance.faults import FAULTS, Fault, plant
 from accel_conformance.rules import RULES
@@ -66,7 +67,7 @@ def test_planting_leaves_no_trace(conform):
 
 def test_a_fault_is_planted_in_an_implementation_there_is():
     with (
-        pytest.raises(UnknownOpError, match="did you mean 'host.linear'"),
+        pytest.raises(UnknownOpError, match=r"did you mean 'host\.linear'"),
         plant(FAULTS["bias_twice"], "host.linaer"),
     ):
         pass

@@ -4,10 +4,11 @@ hidden by NaN, infinity, zero or emptiness."""
 import numpy as np
 import pytest
 import torch
-from accel.contracts import Tolerance
-from accel_conformance.measure import FAR, exact, shares
 from hypothesis import given
 from hypothesis import strategies as st
+
+from accel.contracts import Tolerance
+from accel_conformance.measure import FAR, exact, shares
 
 TIGHT = Tolerance(rms=0.0, peak=0.0)
 LOOSE = Tolerance(rms=0.1, peak=1.0)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from accel.contracts import CONTRACTS
 from accel_conformance.measure import exact
 from accel_conformance.oracles import ORACLES, Summed
@@ -29,9 +30,11 @@ def test_every_contract_has_an_oracle():
 @pytest.mark.parametrize(("op", "sample"), SAMPLES, ids=[f"{op}-{s.name}" for op, s in SAMPLES])
 def test_values_agree_with_the_contracts_reference_in_float64(op, sample):
     args = sample.make(torch.float64, torch.device("cpu"))
-    reference = CONTRACTS[op].reference(*args[:-1], None) if "out_dtype" in CONTRACTS[
-        op
-    ].parameters else CONTRACTS[op].reference(*args)
+    reference = (
+        CONTRACTS[op].reference(*args[:-1], None)
+        if "out_dtype" in CONTRACTS[op].parameters
+        else CONTRACTS[op].reference(*args)
+    )
     value = ORACLES[op].value(*map(exact, args))
     np.testing.assert_allclose(value, reference.numpy(), rtol=1e-10, atol=1e-12)
 
@@ -48,9 +51,7 @@ def test_gradients_are_what_differences_say(op, sample):
             continue
         way = random.standard_normal(args[i].shape)
         step = 1e-6
-        ends = [
-            value(*args[:i], args[i] + side * step * way, *args[i + 1 :]) for side in (1, -1)
-        ]
+        ends = [value(*args[:i], args[i] + side * step * way, *args[i + 1 :]) for side in (1, -1)]
         slope = np.sum(grad * (ends[0] - ends[1])) / (2 * step)
         scale = np.sum(np.abs(found.spread * way)) + 1e-30
         assert abs(np.sum(found.total * way) - slope) < 1e-6 * scale

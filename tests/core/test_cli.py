@@ -1,6 +1,7 @@
 """The command line: what it shows, as tables and as JSON, and exit codes that tell the truth."""
 
 import json
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -51,7 +52,7 @@ def test_help_is_shown(run, arguments):
     assert "Usage:" in done.out
 
 
-# -- info ----------------------------------------------------------------------------------------
+# -- info --------------------------------------------------------------------------------------
 
 
 def test_info_shows_the_choice_its_reason_and_the_ops(run, one):
@@ -59,7 +60,7 @@ def test_info_shows_the_choice_its_reason_and_the_ops(run, one):
     assert done.status == 0
     assert "accelerator: solo (the only backend installed)" in done.out
     assert torch.__version__ in done.out
-    assert "fake.kernel" in done.out
+    assert re.search(r"linear .* passed .* passed", done.out)
 
 
 def test_info_as_json_has_the_same(run, one):
@@ -135,7 +136,7 @@ def test_a_broken_plugin_is_shown_with_its_traceback(fresh, site, plugin_code):
     assert done.stderr.startswith("AccelWarning: plugin 'torn' of accel-torn 1.0 is not used")
 
 
-# -- explain ---------------------------------------------------------------------------------------
+# -- explain -----------------------------------------------------------------------------------
 
 
 def test_explain_prints_the_decision(run, one):
@@ -202,7 +203,7 @@ def test_warnings_are_one_line_on_stderr(run):
     assert done.json()["chosen"], "stdout is JSON alone"
 
 
-# -- build -----------------------------------------------------------------------------------------
+# -- build -------------------------------------------------------------------------------------
 
 
 def compiling(action):
@@ -249,7 +250,7 @@ def test_clean_empties_the_cache(run, one, tmp_path, monkeypatch):
     assert run("build", "--clean").out == "nothing to do\n"
 
 
-# -- conform ---------------------------------------------------------------------------------------
+# -- conform -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_the_tree_of_errors_is_drawn_as_it_is():
     )
 
 
-# -- no device name in core ----------------------------------------------------------------------
+# -- no device name in core --------------------------------------------------------------------
 
 DEVICES = {
     "cpu", "cuda", "xpu", "mps", "hip", "rocm", "npu", "hpu", "mlu", "musa", "tpu", "xla", "gpu",
@@ -142,7 +142,7 @@ def test_prose_and_other_words_are_not_device_names(source):
     assert not list(device_names(source))
 
 
-# -- length of modules ---------------------------------------------------------------------------
+# -- length of modules -------------------------------------------------------------------------
 
 LIMIT = 300
 LONGER = {}  # path -> reason
@@ -169,7 +169,7 @@ def test_a_long_module_is_found(tmp_path):
     assert dict(too_long(tmp_path)) == {"dist/src/package/long.py": LIMIT + 1}
 
 
-# -- direction of imports ------------------------------------------------------------------------
+# -- direction of imports ----------------------------------------------------------------------
 
 
 def test_imports_point_one_way():

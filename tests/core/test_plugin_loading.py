@@ -156,7 +156,7 @@ def test_an_older_minor_version_of_the_hooks_is_accepted(monkeypatch, api):
     assert not candidate.refusals
 
 
-# -- what is in a Backend ------------------------------------------------------------------------
+# -- what is in a Backend ----------------------------------------------------------------------
 
 WRONG_FIELDS = {
     "vendor": 7,
@@ -187,7 +187,7 @@ def test_a_rank_of_true_is_no_number():
     assert "Backend.rank must be" in refusal(testing.fake_backend(rank=True))
 
 
-# -- builders ------------------------------------------------------------------------------------
+# -- builders ----------------------------------------------------------------------------------
 
 F32 = frozenset({torch.float32})
 

@@ -86,10 +86,9 @@ def test_two_entry_points_of_one_name_with_different_backends_both_work(site, pl
 
 
 def test_a_backend_that_is_not_installed_is_answered_with_near_names():
+    backends = [testing.fake_backend("vulkan"), testing.fake_backend("metal")]
     with (
-        testing.installed(
-            testing.fake_backend("vulkan"), testing.fake_backend("metal")
-        ) as registry,
+        testing.installed(*backends) as registry,
         pytest.raises(BackendNotFoundError) as caught,
     ):
         registry.accelerator("vulcan")
@@ -112,7 +111,7 @@ def test_a_kernel_pack_asked_for_as_a_backend_says_what_it_is():
         registry.accelerator("pack")
 
 
-# -- supersession --------------------------------------------------------------------------------
+# -- supersession ------------------------------------------------------------------------------
 
 
 def test_a_newer_backend_takes_the_place_of_what_it_supersedes():
@@ -131,7 +130,7 @@ def test_an_unavailable_backend_supersedes_nothing():
         assert accel.get_accelerator().name == "old"
 
 
-# -- kernel packs --------------------------------------------------------------------------------
+# -- kernel packs ------------------------------------------------------------------------------
 
 
 def kernel_pack(name, kernels=(), **impl):
@@ -174,7 +173,7 @@ def test_the_builders_of_an_unavailable_device_are_refused_with_its_reason():
         assert accel.ops.linear(torch.ones(1, 2), torch.ones(1, 2)).item() == 2, "no fallback"
 
 
-# -- making the accelerator ------------------------------------------------------------------------
+# -- making the accelerator --------------------------------------------------------------------
 
 
 class NoAccelerator:

@@ -82,7 +82,7 @@ def test_a_lone_backend_says_so():
         assert selection.choose().reason == "the only backend installed"
 
 
-# -- a choice that cannot be had -----------------------------------------------------------------
+# -- a choice that cannot be had ---------------------------------------------------------------
 
 
 def by_set(name, monkeypatch):
@@ -147,7 +147,7 @@ def test_a_bad_choice_changes_nothing(three, choice):
     assert chosen() == "b"
 
 
-# -- choosing by itself ----------------------------------------------------------------------------
+# -- choosing by itself ------------------------------------------------------------------------
 
 
 def test_equal_ranks_are_ambiguous_until_somebody_says():

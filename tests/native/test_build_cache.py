@@ -45,7 +45,7 @@ def test_two_objects_for_one_library_build_once_even_in_threads(tiny, compiler):
     assert compiler.compilations() == 1
 
 
-# -- the key -------------------------------------------------------------------------------------
+# -- the key -----------------------------------------------------------------------------------
 
 
 def key(library):
@@ -103,7 +103,7 @@ def test_what_changed_is_built_and_loaded_beside_the_old(tiny, cache):
     assert len(folders(cache)) == 2
 
 
-# -- damage --------------------------------------------------------------------------------------
+# -- damage ------------------------------------------------------------------------------------
 
 
 def truncate(entry):
@@ -169,7 +169,7 @@ def test_a_build_that_ends_in_an_exception_leaves_nothing(tiny, cache, error):
     assert tiny().load().answer() == 42
 
 
-# -- a cache that cannot be used -------------------------------------------------------------------
+# -- a cache that cannot be used ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["file", "below_a_file", "no_files"])
@@ -202,7 +202,7 @@ def test_a_cache_below_the_home_folder_may_be_written_with_a_tilde(monkeypatch):
     assert str(build_cache.folder()) == "/house/kernels"
 
 
-# -- locks -----------------------------------------------------------------------------------------
+# -- locks -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_a_timeout_is_a_positive_number_of_seconds(tiny, monkeypatch, seconds):
         tiny().load()
 
 
-# -- cleaning --------------------------------------------------------------------------------------
+# -- cleaning ----------------------------------------------------------------------------------
 
 
 def test_cleaning_removes_entries_and_remains_and_says_which(tiny, cache):

@@ -1,5 +1,6 @@
 """Several processes and one cache: they never race, and a killed one leaves nothing behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -47,10 +48,8 @@ def start(tmp_path, tiny):
 
     yield start
     for process in running:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 

@@ -139,7 +139,7 @@ def test_only_sources_that_say_so_get_torch_s_headers():
     assert any(flag.endswith("torch/include") for flag in with_torch)
 
 
-# -- the builder over a library ----------------------------------------------------------------------
+# -- the builder over a library ----------------------------------------------------------------
 
 F32 = frozenset({torch.float32})
 

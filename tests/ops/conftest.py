@@ -23,15 +23,12 @@ def call():
     """``call(op, args)`` with all of the schema's arguments in order."""
 
     def call(op, args):
-        contract = CONTRACTS[op]
-        count = contract.tensor_count
-        options = dict(zip(list(contract.parameters)[count:], args[count:]))
-        return getattr(accel.ops, op)(*args[:count], **options)
+        return getattr(accel.ops, op)(**dict(zip(CONTRACTS[op].parameters, args)))
 
     return call
 
 
-# -- the oracle: numpy, and nothing of accel or torch ----------------------------------------------
+# -- the oracle: numpy, and nothing of accel or torch ------------------------------------------
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 _ACT = {

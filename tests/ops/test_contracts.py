@@ -90,7 +90,7 @@ def test_the_schema_names_the_reference_s_arguments(op):
     assert set(contract.options) <= set(contract.parameters)
 
 
-# -- bad inputs ----------------------------------------------------------------------------------
+# -- bad inputs --------------------------------------------------------------------------------
 
 
 @each_bad
@@ -156,7 +156,7 @@ def test_a_bad_input_is_refused_at_the_door_whichever_way_it_comes(
         way(call, op, bad.make(F32, HOST))
 
 
-# -- fits and check ------------------------------------------------------------------------------
+# -- fits and check ----------------------------------------------------------------------------
 
 shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.int32])

@@ -132,7 +132,7 @@ def test_what_leaked_out_of_a_transform_still_works():
     torch.testing.assert_close(w.grad, want.sum(0).expand(5, 4))
 
 
-# -- forward mode: right or refused, never silently zero -----------------------------------------
+# -- forward mode: right or refused, never silently zero ---------------------------------------
 
 
 def test_forward_mode_is_refused_under_functorch():

@@ -27,7 +27,7 @@ def refusals(decision):
     return {v.impl.id: [r.code for r in v.refusals] for v in decision.verdicts}
 
 
-# -- order of candidates -------------------------------------------------------------------------
+# -- order of candidates -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -61,7 +61,7 @@ def test_an_order_ranks_over_priority():
             assert serving() == "fake.a"
 
 
-# -- refusals ------------------------------------------------------------------------------------
+# -- refusals ----------------------------------------------------------------------------------
 
 
 def test_dtype_device_and_gradient_are_checked_for_the_builder():
@@ -153,7 +153,7 @@ def test_without_shapes_to_read_a_builder_is_asked_once():
     assert len(asked) == 1
 
 
-# -- nothing serves --------------------------------------------------------------------------------
+# -- nothing serves ----------------------------------------------------------------------------
 
 
 def test_an_order_nobody_can_fill_raises_with_the_reasons():
@@ -181,7 +181,7 @@ def test_no_implementation_at_all_raises_with_every_reason():
     assert "permit it with accel.ops.use(strict=False)" in text
 
 
-# -- explain ---------------------------------------------------------------------------------------
+# -- explain -----------------------------------------------------------------------------------
 
 
 def test_explain_loads_nothing_and_names_every_candidate():

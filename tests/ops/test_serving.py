@@ -30,7 +30,7 @@ def failing(error):
     return load
 
 
-# -- a kernel that cannot be loaded ----------------------------------------------------------------
+# -- a kernel that cannot be loaded ------------------------------------------------------------
 
 FAILURES = {
     "build": (BuildError("no such header"), "build", "BuildError: no such header"),
@@ -96,7 +96,7 @@ def test_threads_that_call_first_load_one_after_the_other():
     assert all(torch.equal(result, X @ W.t()) for result in results)
 
 
-# -- ACCEL_FALLBACK ----------------------------------------------------------------------------------
+# -- ACCEL_FALLBACK ----------------------------------------------------------------------------
 
 
 def broken_one():
@@ -159,7 +159,7 @@ def test_the_counts_are_a_copy():
         assert ops.fallbacks()
 
 
-# -- rows that vary ------------------------------------------------------------------------------------
+# -- rows that vary ----------------------------------------------------------------------------
 
 
 def test_rows_that_vary_are_said_once():
@@ -177,7 +177,7 @@ def test_rows_that_vary_may_be_permitted():
         assert not ops.explain("linear").varies
 
 
-# -- a kernel that raises --------------------------------------------------------------------------
+# -- a kernel that raises ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -12,8 +12,8 @@ from accel.errors import UnsupportedCapability
 from accel_cpu import host_memory, processor
 from accel_cpu.memory_counter import COUNTER, NOT_SEEN
 
-# Offered by accel's host streams, by torch's host generator, and by the processor itself.
-_HAS = {"streams", "events", "event_timing", "rng_state", "generator", "fp64"}
+# Offered by torch's host generator and by the processor itself.
+_HAS = {"rng_state", "generator", "fp64"}
 
 _LACKS = {
     "graphs": Refusal("graphs", "work queued on a device", "a processor that works in the call"),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accel import Impl, NativeLibrary, NativeOpBuilder, Refusal, Request, Source
 
+from accel import Impl, NativeLibrary, NativeOpBuilder, Refusal, Request, Source
 from accel_cpu import onednn
 
 _CSRC = Path(__file__).parent / "csrc"

@@ -15,8 +15,9 @@ from contextvars import ContextVar
 from functools import cache
 
 import torch
-from accel import Refusal, Request
 from torch import Tensor
+
+from accel import Refusal, Request
 
 _Key = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
 # The weight is kept beside its packed copy, so that its address is not given to another.

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import close_matches
-
 from accel_conformance.case import Case, Evidence, Outcome, Result, execute
 from accel_conformance.selection import UsageError
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accel.contracts import Tolerance
 from numpy.typing import NDArray
+
+from accel.contracts import Tolerance
 
 Array = NDArray[np.float64]
 

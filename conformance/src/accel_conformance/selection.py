@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from accel.contracts import CONTRACTS
 from accel.errors import close_matches
 from accel.ops.orders import names_it
-
 from accel_conformance.case import Case
 
 

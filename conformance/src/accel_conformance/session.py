@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 
-import accel
 import torch
+
+import accel
 from accel import registry as _registry
 from accel.accelerator import Accelerator
 from accel.errors import AccelError
-
 from accel_conformance import expectations as _expectations
 from accel_conformance import subject as _subject
 from accel_conformance import suite

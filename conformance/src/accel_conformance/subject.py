@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+
 from accel import plugins as _plugins
 from accel import registry as _registry
 from accel.accelerator import Accelerator
@@ -15,7 +16,6 @@ from accel.ops import catalog
 from accel.plugins import Candidate
 from accel.registry import Registry
 from accel.torch_impls import ANY_DEVICE
-
 from accel_conformance.target import Target
 
 

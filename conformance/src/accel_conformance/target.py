@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import accel
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import accel
 from accel import registry
 from accel.contracts import Contract
 from accel.op_builder import Impl, OpBuilder, Request
 from accel.ops import policy
 from accel.ops.door import bound
 from accel.ops.resolution import decide
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from accel_conformance.case import Evidence
 
 Args = tuple[Any, ...]
@@ -94,7 +94,7 @@ class Watch(TorchDispatchMode):
     """Notes the torch ops called in its body by name. accel's ops take another way there."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(

@@ -11,11 +11,12 @@ import sys
 
 import pytest
 import torch
-from accel_toy import dispatch, memory
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
+
+from accel_toy import dispatch, memory
 
 toy = dispatch.register()
 MIB = 1 << 20

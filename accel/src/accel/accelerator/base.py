@@ -51,10 +51,10 @@ class Accelerator(Streams, Memory, Rng, Graphs):
         self._open_ranges: list[torch.autograd.profiler.record_function] = []
 
     def __repr__(self) -> str:
-        dtypes = ", ".join(str(d).removeprefix("torch.") for d in self.supported_dtypes())
+        # Says only what is known without starting the device.
         return (
-            f"<{type(self).__name__} {self.name!r}: {self.device_count()} device(s) of type "
-            f"{self.device_type!r}, {dtypes}>"
+            f"<{type(self).__name__} {self.name!r}: torch device type {self.device_type!r}, "
+            f"{self.backend.vendor}, plugin {self.backend.version}>"
         )
 
     # -- devices ---------------------------------------------------------------------------

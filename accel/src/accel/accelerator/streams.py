@@ -7,6 +7,7 @@ from typing import Any
 
 from accel.accelerator import host
 from accel.accelerator.capabilities import Capable
+from accel.refusal import Refusal
 
 
 class Streams(Capable):
@@ -14,6 +15,11 @@ class Streams(Capable):
 
     A synchronous device has real stream and event objects too, which complete at once.
     """
+
+    def refusal(self, capability: str) -> Refusal | None:
+        if capability in ("streams", "events", "event_timing") and self.is_synchronized_device():
+            return None
+        return super().refusal(capability)
 
     def is_synchronized_device(self) -> bool:
         """True if every operation has finished when its call returns."""

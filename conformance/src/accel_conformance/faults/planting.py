@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
+
 from accel import hookimpl
 from accel.contracts import CONTRACTS
 from accel.errors import UnknownOpError, close_matches
@@ -16,8 +18,6 @@ from accel.hookspecs import API
 from accel.op_builder import Impl, OpBuilder, Request
 from accel.ops import catalog
 from accel.refusal import Refusal
-from torch import Tensor
-
 from accel_conformance.subject import installed_too
 
 Kernel = Callable[..., Tensor]
@@ -57,7 +57,12 @@ class Fault:
 
 
 def fault(
-    reason: str, *where: str, also: str = "", op: str = "linear", role: str = "kernel", **claims: Any
+    reason: str,
+    *where: str,
+    also: str = "",
+    op: str = "linear",
+    role: str = "kernel",
+    **claims: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a fault of its name; ``role`` is the field of :class:`Fault` it
     fills, ``also`` holds rules joined by spaces."""

@@ -6,10 +6,10 @@ import itertools
 from typing import Any
 
 import torch
-from accel.op_builder import Impl, Request
-from accel.refusal import Refusal
 from torch import Tensor
 
+from accel.op_builder import Impl, Request
+from accel.refusal import Refusal
 from accel_conformance.faults.planting import Formula, Kernel, fault
 
 _asked = itertools.count()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accel.contracts.activation import activate
 from torch import Tensor
 
+from accel.contracts.activation import activate
 from accel_conformance.faults.planting import Kernel, fault
 
 

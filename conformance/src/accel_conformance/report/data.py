@@ -22,12 +22,15 @@
         message       why the outcome is not simply passed, in words
         refusals      [{"code", "want", "have", "remedy"}]
         reproduce     a command that runs this case alone
+
+It is strict JSON: no NaN, no Infinity.
 """
 
 from __future__ import annotations
 
 import platform
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -102,7 +105,7 @@ def _device(session: Session) -> dict[str, Any]:
                             "details": {}}  # fmt: skip
     try:
         told |= asdict(acc.properties())
-        told["details"] = {str(key): str(value) for key, value in told["details"].items()}
+        told["details"] = _plain(told["details"])
     except Exception as error:
         told["name"] = f"unknown: properties() raised {type(error).__name__}"
     for number in ("total_memory", "compute_units"):
@@ -110,6 +113,15 @@ def _device(session: Session) -> dict[str, Any]:
             told[number] = None
     dtypes = [name_of(dtype) for dtype in acc.supported_dtypes()]
     return {**told, "name": str(told["name"]), "count": acc.device_count(), "dtypes": dtypes}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 def _case(session: Session, result: Result) -> dict[str, Any]:

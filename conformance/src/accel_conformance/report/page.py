@@ -18,7 +18,7 @@ OUTCOMES = {
     "failed": ("✗", "broke a rule"),
     "unexpected": ("!", "was written down to fail, and does not"),
     "expected": ("~", "failed as written down"),
-    "refused": ("–", "declined, with a reason"),
+    "refused": ("\u2013", "declined, with a reason"),
     "skipped": ("·", "not run, as written down"),
 }
 
@@ -30,21 +30,24 @@ def page(found: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "bytes": in_bytes, "tail": _tail,
-                            "last": lambda id: id.rpartition("/")[2]}  # fmt: skip
+    environment.filters |= {
+        "percent": percent, "bytes": in_bytes, "words": in_words, "tail": _tail, "last": _last,
+    }  # fmt: skip
+    cases = found["cases"]
     template = environment.from_string(
         files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     )
-    return template.render(
+    text = template.render(
         report=found,
         outcomes=OUTCOMES,
-        matrix=matrix(found["cases"]),
-        failures=_groups(case for case in found["cases"] if case["outcome"] in BAD),
-        declined=_groups(case for case in found["cases"] if case["outcome"] not in (*BAD, "passed")),
-        device_checks=[c for c in found["cases"] if c["area"] == "accelerator"],
-        builder_checks=_by_builder(found["cases"]),
-        tightest=_tightest(found["cases"]),
-    ) + "\n"
+        matrix=matrix(cases),
+        failures=_groups(case for case in cases if case["outcome"] in BAD),
+        declined=_groups(case for case in cases if case["outcome"] not in (*BAD, "passed")),
+        device_checks=[case for case in cases if case["area"] == "accelerator"],
+        builder_checks=_by_builder(cases),
+        tightest=_tightest(cases),
+    )
+    return text + "\n"
 
 
 def in_bytes(count: int | None) -> str:
@@ -55,6 +58,15 @@ def in_bytes(count: int | None) -> str:
     while value >= 1024 and unit < len(UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.3g} {UNITS[unit]}"
+
+
+def in_words(value: Any) -> str:
+    """A fact of a device: lists and tables on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {in_words(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(in_words, value))
+    return str(value)
 
 
 def _groups(cases: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -86,3 +98,8 @@ def _by_builder(cases: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 def _tail(id: str) -> str:
     """An id without its area, in words."""
     return id.partition("/")[2].replace("_", " ").replace("/", ": ")
+
+
+def _last(id: str) -> str:
+    """The last part of an id."""
+    return id.rpartition("/")[2]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+
 from accel.contracts import BadInput
 from accel.errors import OpArgumentError
-
 from accel_conformance.case import Case, Evidence
 from accel_conformance.subject import Subject
 from accel_conformance.target import Target, name_of, same_bits

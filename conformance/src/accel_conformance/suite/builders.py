@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+
 from accel.accelerator import Accelerator
 from accel.errors import UnknownOpError
 from accel.op_builder import FAMILIES, OpBuilder, Request
 from accel.refusal import Refusal, sentence
 from accel.torch_impls import ANY_DEVICE
-
 from accel_conformance.case import Case, Evidence
 from accel_conformance.subject import Subject
 from accel_conformance.target import Target, name_of

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from accel.contracts import Tolerance
-from accel.contracts.inputs import Draw
 from torch import Tensor
 
+from accel.contracts import Tolerance
+from accel.contracts.inputs import Draw
 from accel_conformance.case import Case, Evidence
 from accel_conformance.measure import exact, shares
 from accel_conformance.oracles import ORACLES, Summed

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from accel.contracts import Contract, Tolerance
 from torch import Tensor
 
+from accel.contracts import Contract, Tolerance
 from accel_conformance.case import Case, Evidence
 from accel_conformance.measure import exact, shares
 from accel_conformance.oracles import ORACLES

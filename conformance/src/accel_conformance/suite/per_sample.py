@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from accel.contracts import Contract, Sample
 
+from accel.contracts import Contract, Sample
 from accel_conformance.case import Case, Evidence
 from accel_conformance.subject import Subject
 from accel_conformance.target import Args, Target, name_of
@@ -45,9 +45,7 @@ def per_sample(
                 )
 
 
-def _run(
-    check: Check, target: Target, sample: Sample, dtype: torch.dtype, seen: Evidence
-) -> None:
+def _run(check: Check, target: Target, sample: Sample, dtype: torch.dtype, seen: Evidence) -> None:
     with target.alone():
         check(target, sample.name, sample.make(dtype, target.device), seen)
 

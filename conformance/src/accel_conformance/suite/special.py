@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -59,7 +60,8 @@ def _infinity_kept(seen: Evidence, target: Target, args: Args, found: Tensor) ->
 def _spoilt(x: Tensor) -> Tensor:
     spoilt = x.clone()
     for row, value in ((NAN_ROW, math.nan), (INFINITE_ROW, math.inf)):
-        spoilt[(*np.unravel_index(row, x.shape[:-1]), LAST)] = value
+        at: Any = (*np.unravel_index(row, x.shape[:-1]), LAST)
+        spoilt[at] = value
     return spoilt
 
 

@@ -1,8 +1,7 @@
 """The toy device as accel asks it: what torch's module for it does not answer, and nothing else."""
 
-from accel.accelerator import DeviceProperties
-
 import accel
+from accel.accelerator import DeviceProperties
 from accel_toy import dispatch, memory
 
 

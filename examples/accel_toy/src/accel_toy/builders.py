@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from accel.contracts.activation import activate
 from torch import Tensor
 
 import accel
+from accel.contracts.activation import activate
 
 
 def linear(

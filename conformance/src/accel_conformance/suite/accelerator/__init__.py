@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from functools import partial
 
 from accel.accelerator import CAPABILITIES
-
 from accel_conformance.case import Case
 from accel_conformance.subject import Subject
 from accel_conformance.suite.accelerator import (

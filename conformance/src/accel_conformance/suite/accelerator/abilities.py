@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from accel.accelerator import CAPABILITIES, Accelerator
 from accel.errors import UnsupportedCapability
 from accel.refusal import Refusal
-
 from accel_conformance.case import Evidence
 from accel_conformance.suite.accelerator.lacking import always_there
 

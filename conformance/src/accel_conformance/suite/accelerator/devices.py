@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
 from accel.accelerator import Accelerator, DeviceProperties
 from accel.testing import HOST
-
 from accel_conformance.case import Evidence
 
 

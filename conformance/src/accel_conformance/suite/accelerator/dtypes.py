@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+
 from accel.accelerator import Accelerator
 from accel.contracts.inputs import Draw
-
 from accel_conformance.case import Evidence
 from accel_conformance.measure import exact
 

@@ -4,7 +4,6 @@ pass. That using such an ability raises is checked in abilities.py."""
 from __future__ import annotations
 
 from accel.accelerator import Accelerator
-
 from accel_conformance.case import Evidence
 
 _ALWAYS_ON_SYNCHRONOUS = frozenset({"streams", "events", "event_timing"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 
 import torch
-from accel.accelerator import Accelerator
 
+from accel.accelerator import Accelerator
 from accel_conformance.case import Evidence
 from accel_conformance.suite.accelerator.lacking import lacks
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from accel.accelerator import Accelerator
 
+from accel.accelerator import Accelerator
 from accel_conformance.case import Evidence
 from accel_conformance.suite.accelerator.lacking import lacks
 

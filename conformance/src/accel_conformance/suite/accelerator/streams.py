@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from accel.accelerator import Accelerator
 
+from accel.accelerator import Accelerator
 from accel_conformance.case import Evidence
 from accel_conformance.suite.accelerator.lacking import lacks
 
