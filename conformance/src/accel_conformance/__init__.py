@@ -8,8 +8,9 @@ subject.py       what is tested: a backend's accelerator and the implementations
 suite/           the checks, and the rule that makes cases of them
 oracles/         what every op's result and gradients are, in numpy's float64, without torch
 selection.py     which cases      expectations.py   which of them may fail, and until when
-session.py       runs cases       console.py, report/   shows what came out
-faults.py        wrong kernels that the suite must catch
+session.py       runs cases       command.py, plugin.py   from a call, from pytest
+console.py, report/               show what came out
+faults/          wrong implementations that the suite must catch
 
 Importing this imports no torch: pytest does so in every project where it is installed.
 """
