@@ -1,5 +1,6 @@
 """A plugin that breaks a rule is refused on its own, with the reason, and nothing else is."""
 
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -159,6 +160,7 @@ def test_an_older_minor_version_of_the_hooks_is_accepted(monkeypatch, api):
 # -- what is in a Backend ----------------------------------------------------------------------
 
 WRONG_FIELDS = {
+    "name": b"mine",
     "vendor": 7,
     "device_type": torch.device("meta"),
     "version": (1, 0),
@@ -173,8 +175,9 @@ WRONG_FIELDS = {
 
 @pytest.mark.parametrize(("field", "value"), WRONG_FIELDS.items(), ids=WRONG_FIELDS)
 def test_a_backend_field_of_the_wrong_type_is_refused_by_name(field, value):
-    module = testing.fake_backend(**{"accelerator": "a:B", "rank": 1, field: value})
-    assert f"Backend.{field} must be" in refusal(module)
+    backend = replace(testing.fake_backend().accel_backend(), **{field: value})
+    said = refusal(plugin(**hook("accel_backend", lambda: backend)))
+    assert f"Backend.{field} must be" in said
 
 
 @pytest.mark.parametrize("accelerator", ["module", "a:b:c", ""])

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, jacrev, jvp, vmap
 
-from accel import ops
+from accel import ops, testing
 
 pytestmark = pytest.mark.usefixtures("torch_serves")
 
@@ -73,6 +73,14 @@ def test_vmap_is_a_loop(function, weight, in_dims):
         ]
     )
     torch.testing.assert_close(vmap(function, in_dims)(*args), want)
+
+
+def test_a_batch_of_rows_is_more_rows():
+    calls = testing.Calls()
+    kernel = testing.fake_builder({"linear": testing.fake_kernel("linear", calls)})
+    with testing.installed(testing.fake_backend(builders=[kernel])):
+        vmap(lambda x: ops.linear(x, torch.ones(5, 4)))(torch.ones(6, 3, 4))
+    assert len(calls) == 1
 
 
 @each

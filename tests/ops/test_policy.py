@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+import torch
 
 import accel
 from accel import ops, testing
@@ -135,3 +136,16 @@ def test_a_reset_inside_a_scope_keeps_the_order(monkeypatch):
         assert (after.order("linear"), after.bound) == (before.order("linear"), {})
         assert after.registry is accel.registry.registry() is not before.registry
         assert serving() == "torch"
+
+
+def test_a_kernel_bound_inside_a_scope_is_not_called_after_a_reset():
+    calls = testing.Calls()
+    old = testing.fake_builder({"linear": testing.fake_kernel("linear", calls)}, id="fake.old")
+    x = torch.ones(1, 2)
+    with testing.installed(testing.fake_backend(builders=[old])), ops.use(exact=False):
+        ops.linear(x, x)
+        with testing.installed(testing.fake_backend()):
+            ops.linear(x, x)
+        assert len(calls) == 1
+        ops.linear(x, x)
+        assert len(calls) == 2

@@ -206,9 +206,11 @@ def test_explain_as_data_says_the_same():
     assert (data["fallback"], data["rows_vary"]) == (None, False)
 
 
+@pytest.mark.filterwarnings("ignore::accel.errors.VarianceWarning")
 @pytest.mark.parametrize("order", [None, "linear=torch", "linear=reference", "linear=!fake.a"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_explain_says_what_ran(order, grad):
+@pytest.mark.parametrize("exact", [False, True])
+def test_explain_says_what_ran(order, grad, exact):
     """The torch op of an implementation names it; it is what a dispatch mode sees."""
     seen = []
 
@@ -218,7 +220,8 @@ def test_explain_says_what_ran(order, grad):
             return function(*args, **(kwargs or {}))
 
     infer = builder("fake.a", differentiable=False, priority=90)
-    with installed(infer, builder("fake.b")), ops.use(order, exact=False, fallback="allow"):
+    fine = builder("fake.b")
+    with installed(infer, fine), ops.use(order, exact=False), ops.use(exact=exact):
         expected = serving(grad=grad)
         with Watch():
             ops.linear(X, W.clone().requires_grad_(grad))

@@ -118,7 +118,14 @@ def conform(
     ops_: Annotated[str | None, typer.Option("--ops", help="Only these, comma-separated.")] = None,
     dtypes: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
     impls: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help="Only cases like this id, * and ? allowed.")
+    ] = None,
+    expectations: Annotated[
+        Path | None, typer.Option(help="File of expected outcomes instead of the backend's.")
+    ] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Name the cases, run none.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the outcome.")] = False,
     as_json: Json = False,
 ) -> None:
     """Prove a backend on this machine (needs accel-conformance)."""
@@ -130,7 +137,7 @@ def conform(
         _fail("accel conform needs the conformance suite: pip install ./conformance")
     code = accel_conformance.run(
         backend, report=report, ops=_names(ops_), dtypes=_names(dtypes), impls=_names(impls),
-        list_only=list_only, json=as_json,
+        cases=case, expectations=expectations, list_only=list_only, quiet=quiet, json=as_json,
     )  # fmt: skip
     raise typer.Exit(code)
 
@@ -240,7 +247,8 @@ def _print_info(console: Console, facts: dict[str, Any]) -> None:
 
 
 def _backend_table(backends: list[dict[str, Any]]) -> Table:
-    table = Table("backend", "from", "rank", "state", "why", title="plugins", title_justify="left")
+    table = Table("backend", "from", "rank", "state", title="plugins", title_justify="left")
+    table.add_column("why", overflow="fold")
     for backend in backends:
         why = "\n".join(
             f"needs {r['want']}, found {r['have']}" + (f"\n  {r['remedy']}" if r["remedy"] else "")

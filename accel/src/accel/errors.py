@@ -119,7 +119,10 @@ class VarianceWarning(AccelWarning):
 def close_matches(word: str, known: Iterable[str]) -> str:
     """A sentence that offers the names nearest to ``word``, or all of them if none is near."""
     names = sorted(set(known))
-    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(repr(name) for name in near) + "?"
-    return "known: " + (", ".join(names) if names else "none")
+    return did_you_mean(word, names) or "known: " + (", ".join(names) if names else "none")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question that offers the names nearest to ``word``; empty if none is near."""
+    near = difflib.get_close_matches(word, sorted(set(known)), n=3, cutoff=0.5)
+    return "did you mean " + " or ".join(repr(name) for name in near) + "?" if near else ""

@@ -58,7 +58,7 @@ class Backend:
                      Cheap: no device context, no compiler, no vendor import beyond need
     ``accelerator``  ``"module:Class"`` of its :class:`accel.Accelerator`, imported when chosen
     ``supersedes``   names of backends that step aside while this one is available
-    ``expectations`` path of the file with its expected conformance outcomes
+    ``expectations`` file with its expected conformance outcomes: a path, or ``"package:file"``
     ``host``         the device is the host processor itself: what is left when no device works
     ``variables``    ``ACCEL_*`` environment variables of its own
     """

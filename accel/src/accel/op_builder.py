@@ -86,7 +86,8 @@ class OpBuilder:
             def load(self, impl):
                 return kernels.linear           # called with the arguments of the op's schema
 
-    The class name says the family. A kernel's arguments have been checked against the contract.
+    The class name says the family. The shapes and dtypes of a kernel's
+    arguments have been checked; it raises where their devices differ.
     """
 
     device_type: str = ""

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from importlib.resources import files
 from typing import Any
 
 from accel import environment, plugins
@@ -22,7 +23,7 @@ from accel.errors import (
     BackendNotFoundError,
     BackendUnavailableError,
     PluginError,
-    close_matches,
+    did_you_mean,
 )
 from accel.op_builder import Impl, OpBuilder
 from accel.plugins import Candidate
@@ -81,9 +82,11 @@ class Registry:
                 f"{plugins.why(broken[0]) or 'it is a kernel pack'}"
             )
         names = [c.name for c in self.backends()]
+        hints = [f"in a clone of accel: {c}" for c in install_commands() if f"_{name}`" in c]
+        hint = hints[0] if hints else did_you_mean(name, names)
         raise BackendNotFoundError(
-            f"backend {name!r} is not installed; installed: {', '.join(names) or 'none'}; "
-            f"{close_matches(name, names)}"
+            f"backend {name!r} is not installed; installed: {', '.join(names) or 'none'}"
+            + (f"; {hint}" if hint else "")
         )
 
     def accelerator(self, name: str) -> Accelerator:
@@ -127,6 +130,12 @@ def _depth_of_caller() -> int:
     while frame.f_back and str(frame.f_globals.get("__name__", "accel.")).startswith("accel."):
         depth, frame = depth + 1, frame.f_back
     return depth
+
+
+def install_commands() -> list[str]:
+    """How to install the backends that come with accel."""
+    names = files("accel").joinpath("known_backends.txt").read_text().split()
+    return [f"`pip install ./{name}`" for name in names]
 
 
 def _make_accelerator(candidate: Candidate) -> Accelerator:

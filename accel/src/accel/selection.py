@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib.resources import files
 
 from accel import environment
 from accel import registry as _registry
@@ -133,6 +132,5 @@ def _nothing_usable(registry: Registry) -> str:
     if refused:
         causes = "".join(f"\n  {c.name} ({c.distribution}): {why(c)}" for c in refused)
         return f"no installed backend can be used:{causes}"
-    hints = files("accel").joinpath("known_backends.txt").read_text().split()
-    commands = " or ".join(f"`pip install ./{name}`" for name in hints)
+    commands = " or ".join(_registry.install_commands())
     return f"no backend is installed; in a clone of accel: {commands}"

@@ -77,8 +77,7 @@ def _save(contract: Contract) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
     count = contract.tensor_count
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        bound = contract.bind(inputs)
-        gradient.save(ctx, bound[:count], bound[count:])
+        gradient.save(ctx, inputs[:count], inputs[count:])
 
     return save
 
