@@ -8,7 +8,7 @@ import torch
 import accel
 from accel import testing
 from accel.accelerator import CAPABILITIES, DeviceProperties
-from accel.errors import UnknownOpError, UnsupportedCapability
+from accel.errors import UnsupportedCapability
 
 TYPE = "privateuseone"  # a device type torch can spell without the device
 
@@ -146,10 +146,15 @@ def test_on_accelerator_goes_by_type():
 
 def test_streams_and_events_are_the_modules(acc):
     assert (acc.Stream, acc.Event) == (Stream, Event)
-    assert not acc.is_synchronized_device()
-    assert not acc.use_host_timers()
-    assert not acc.resolves_data_dependency()
-    assert not acc.handles_memory_backpressure()
+
+
+@pytest.mark.parametrize(
+    "question", ["is_synchronized_device", "use_host_timers", "resolves_data_dependency",
+                 "handles_memory_backpressure"],
+)  # fmt: skip
+def test_a_device_is_asynchronous_unless_it_says_otherwise(acc, question):
+    assert getattr(acc, question)() is False
+    assert getattr(make(testing.FakeAccelerator), question)() is True
 
 
 def test_dtypes_follow_what_is_supported(acc, monkeypatch):
@@ -284,17 +289,3 @@ def test_ranges_nest_and_appear_in_a_profile():
     assert spans["inner"].end <= spans["outer"].end
     with pytest.raises(RuntimeError, match="without a range_push"):
         acc.range_pop()
-
-
-# -- builders ----------------------------------------------------------------------------------
-
-
-def test_a_backend_s_own_builder_comes_before_the_one_over_torch():
-    mine = testing.fake_builder({"linear": testing.fake_kernel("linear")})
-    with testing.installed(testing.fake_backend(builders=[mine])):
-        acc = accel.get_accelerator()
-        assert acc.get_op_builder("LinearBuilder") is mine
-        other = acc.create_op_builder("TransformerBuilder")
-        assert type(other).__module__ == "accel.torch_impls"
-        with pytest.raises(UnknownOpError, match="'LinearBilder'; did you mean 'LinearBuilder'"):
-            acc.create_op_builder("LinearBilder")

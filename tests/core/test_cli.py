@@ -94,6 +94,16 @@ def test_info_fails_a_kernel_that_raises_or_gives_no_number(run, kernel):
         assert run("info", "--json").status == 1
 
 
+def test_info_fails_a_builder_that_cannot_judge(run):
+    torn = builder()
+    torn.reasons = raises
+    with testing.installed(testing.fake_backend(builders=[torn])):
+        done = run("info", "--json")
+    assert done.status == 1
+    (row,) = [r for r in done.json()["ops"] if r["implementation"] == "fake.kernel"]
+    assert row["reasons"] == ["OSError: no such device"]
+
+
 def test_info_shows_what_is_unavailable_and_why_and_is_content(run):
     gone = testing.fake_backend("gone", refusals=[ABSENT], rank=-1)
     with testing.installed(gone, testing.fake_backend("here")):

@@ -13,6 +13,7 @@ from accel.errors import (
     BackendNotFoundError,
     BackendUnavailableError,
     PluginError,
+    UnknownOpError,
 )
 from accel.registry import Registry
 
@@ -182,8 +183,14 @@ class NoAccelerator:
     """Found where an accelerator should be."""
 
 
+class FailingAccelerator(accel.Accelerator):
+    def __init__(self, backend):
+        raise OSError("driver says no")
+
+
 WRONG_ACCELERATORS = {
     "module": ("a_module_nobody_has:X", "cannot be imported: ModuleNotFoundError: No module named"),
+    "init": (f"{__name__}:FailingAccelerator", "cannot be made: OSError: driver says no"),
     "attribute": ("accel.testing:Missing", "must be a subclass of accel.Accelerator, not None"),
     "class": (f"{__name__}:NoAccelerator", "must be a subclass of accel.Accelerator, not <class"),
     "function": ("accel.testing:installed", "must be a subclass of accel.Accelerator, not <func"),
@@ -213,3 +220,17 @@ def test_candidates_come_in_the_order_of_their_names(monkeypatch):
     found = [EntryPoint(n, "nobody_has_this", plugins.GROUP) for n in ("zebra", "ant", "mole")]
     monkeypatch.setattr(plugins, "entry_points", lambda group: found)
     assert [c.label for c in plugins.discover()] == ["ant", "mole", "zebra"]
+
+
+# -- builders -----------------------------------------------------------------------------------
+
+
+def test_a_backend_s_own_builder_comes_before_the_one_over_torch():
+    mine = testing.fake_builder({"linear": testing.fake_kernel("linear")})
+    with testing.installed(testing.fake_backend(builders=[mine])):
+        acc = accel.get_accelerator()
+        assert acc.get_op_builder("LinearBuilder") is mine
+        other = acc.create_op_builder("TransformerBuilder")
+        assert type(other).__module__ == "accel.torch_impls"
+        with pytest.raises(UnknownOpError, match="'LinearBilder'; did you mean 'LinearBuilder'"):
+            acc.create_op_builder("LinearBilder")

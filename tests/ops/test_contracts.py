@@ -164,7 +164,7 @@ sizes = st.integers(0, 3)
 
 @st.composite
 def arguments(draw, contract):
-    """Tensors that fit, most of the time, each perhaps with a shape, a rank or a dtype gone wrong."""
+    """Tensors that fit, most of the time; else with a shape, a rank or a dtype gone wrong."""
     n, k = draw(sizes), draw(sizes)
     made = []
     for name, parameter in list(contract.parameters.items())[: contract.tensor_count]:

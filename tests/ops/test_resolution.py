@@ -1,12 +1,14 @@
 """Which implementation serves, why the others do not, and that `explain` says what ran."""
 
+import re
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import accel
 from accel import ops, testing
-from accel.errors import OpRefusedError, OpResolutionError, UnknownOpError
+from accel.errors import FallbackWarning, OpRefusedError, OpResolutionError, UnknownOpError
 
 X, W = torch.ones(2, 3), torch.ones(4, 3)
 
@@ -153,6 +155,30 @@ def test_without_shapes_to_read_a_builder_is_asked_once():
     assert len(asked) == 1
 
 
+def reasons_raise(impl, request):
+    raise KeyError("arch")
+
+
+@pytest.mark.parametrize(
+    ("reasons", "says"),
+    [
+        (reasons_raise, "KeyError: 'arch'"),
+        (lambda i, r: None, "NoneType: None"),
+        (lambda i, r: "busy", "str: 'busy'"),
+        (lambda i, r: ["busy"], "list: ['busy']"),
+    ],
+)
+def test_a_builder_that_cannot_judge_is_passed_over_with_a_warning(reasons, says):
+    class LinearBuilder(builder("fake.odd", priority=2000)):
+        def reasons(self, impl, request):
+            return reasons(impl, request)
+
+    with installed(LinearBuilder, builder("fake.fine")):
+        with pytest.warns(FallbackWarning, match=re.escape(says)):
+            ops.linear(X, W)
+        assert serving() == "fake.fine"
+
+
 # -- nothing serves ----------------------------------------------------------------------------
 
 
@@ -220,7 +246,7 @@ def test_explain_says_what_ran(order, grad, exact):
             return function(*args, **(kwargs or {}))
 
     infer = builder("fake.a", differentiable=False, priority=90)
-    fine = builder("fake.b")
+    fine = builder("fake.b", priority=20)
     with installed(infer, fine), ops.use(order, exact=False), ops.use(exact=exact):
         expected = serving(grad=grad)
         with Watch():

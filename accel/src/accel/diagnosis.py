@@ -119,17 +119,19 @@ def _state(
     entry: Entry, device: torch.device, build: bool
 ) -> tuple[str, list[Refusal] | list[str]]:
     impl, builder = entry.impl, entry.builder
+    contract = CONTRACTS[impl.op]
     dtype = torch.float32 if torch.float32 in impl.dtypes else next(iter(impl.dtypes))
-    refusals = builder.reasons(impl, Request(impl.op, device, dtype))
-    if refusals:
-        return REFUSED, refusals
-    if builder.needs_build() and not build:
-        return BUILDABLE, []
+    options = {name: contract.parameters[name].default for name in contract.options}
     try:
+        refusals = builder.reasons(impl, Request(impl.op, device, dtype, options=options))
+        if refusals:
+            return REFUSED, refusals
+        if builder.needs_build() and not build:
+            return BUILDABLE, []
         builder.load(impl)
     except Exception as error:
         return FAILED, [f"{type(error).__name__}: {error}"]
-    return self_test(CONTRACTS[impl.op], impl.id, device, dtype)
+    return self_test(contract, impl.id, device, dtype)
 
 
 def self_test(

@@ -18,6 +18,7 @@ from typing import Any
 from accel import environment, plugins
 from accel.accelerator import Accelerator
 from accel.errors import (
+    AccelError,
     AccelWarning,
     BackendConflictError,
     BackendNotFoundError,
@@ -154,7 +155,15 @@ def _make_accelerator(candidate: Candidate) -> Accelerator:
             f"{candidate.distribution}: {backend.accelerator} must be a subclass of "
             f"accel.Accelerator, not {cls!r}"
         )
-    return cls(backend)
+    try:
+        return cls(backend)
+    except AccelError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{candidate.distribution}: {backend.accelerator} cannot be made: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 current: Registry | None = None

@@ -144,11 +144,15 @@ def _careful(
 
 def _watched(contract: Contract, tensors: Tensors, options: Options) -> Tensor:
     contract.check(*tensors, *options)
-    grad = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
+    grad = _records(tensors)
     binding = bound(contract, tensors, options, grad)
     if torch._C._are_functorch_transforms_active():
         return binding.transform(*tensors, *options)
     return binding.op(*tensors, *options)  # type: ignore[no-any-return]
+
+
+def _records(tensors: Tensors) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _cast(contract: Contract, tensors: Tensors) -> Tensors:
@@ -172,7 +176,7 @@ def _traced(contract: Contract, tensors: Tensors, options: Options, told: Option
     if torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
             return _traced(contract, _cast(contract, tensors), options, told)
-    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    grad = _records(tensors)
     namespace, name = _resolved(contract.name, x.device, x.dtype, grad, told)
     op = getattr(getattr(torch.ops, namespace), name).default
     return op(*tensors, *options)  # type: ignore[no-any-return]

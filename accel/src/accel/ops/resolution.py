@@ -12,7 +12,7 @@ from typing import Any
 
 from accel.contracts import CONTRACTS
 from accel.errors import OpRefusedError, OpResolutionError, UnknownOpError, close_matches
-from accel.op_builder import Impl, Request
+from accel.op_builder import Impl, OpBuilder, Request
 from accel.ops import catalog
 from accel.ops.catalog import Entry
 from accel.ops.orders import Order, position
@@ -21,7 +21,7 @@ from accel.refusal import Refusal
 from accel.torch_impls import ANY_DEVICE
 
 # Refusals that say "this machine", not "this request": serving something else then is a fallback.
-MACHINE_CODES = frozenset({"compiler", "build", "cache", "load"})
+MACHINE_CODES = frozenset({"compiler", "build", "cache", "load", "reasons"})
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,20 @@ def _refusals(
         found.append(failed[impl])
     if not found:
         seen = request if impl.reads_shapes else replace(request, shapes=(), strides=())
-        found += builder.reasons(impl, seen)
+        found += _asked(builder, impl, seen)
     return tuple(found)
+
+
+def _asked(builder: OpBuilder, impl: Impl, request: Request) -> list[Refusal]:
+    """The builder's own reasons; one that cannot say them is refused for that."""
+    try:
+        found = builder.reasons(impl, request)
+        if isinstance(found, (list, tuple)) and all(isinstance(r, Refusal) for r in found):
+            return list(found)
+        have = f"{type(found).__name__}: {found!r:.80}"
+    except Exception as error:
+        have = f"{type(error).__name__}: {error}"
+    return [Refusal("reasons", "a list of Refusal from reasons()", have)]
 
 
 def _fallback(verdicts: tuple[Verdict, ...], chosen: Entry | None) -> str | None:
