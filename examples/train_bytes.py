@@ -196,7 +196,7 @@ def conform(backend: str, report: Path) -> bool | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seconds", type=float, default=90, help="train no longer than this")
     parser.add_argument("--report", type=Path, default=Path("out/demo"))
     args = parser.parse_args()

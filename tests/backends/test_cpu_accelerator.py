@@ -238,6 +238,9 @@ def test_profiler_ranges_nest(acc):
 
 
 def test_accel_build_compiles_the_memory_counter_too():
-    from accel import cli
+    from accel import cli, testing
+    from accel_cpu import plugin
 
-    assert "accel_cpu.accelerator.CpuAccelerator" in cli._to_build()
+    # Alone: to make the accelerator of another backend may change torch for the whole process.
+    with testing.installed(plugin):
+        assert "accel_cpu.accelerator.CpuAccelerator" in cli._to_build()
