@@ -190,6 +190,11 @@ def _checked_backend(answer: object) -> Backend:
         value = getattr(answer, name)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise PluginError(f"Backend.{name} must be {kind}, not {value!r:.120}")
+    for name in ("supersedes", "variables"):
+        if not all(isinstance(item, str) for item in getattr(answer, name)):
+            raise PluginError(f"Backend.{name} must hold strings, not {getattr(answer, name)!r}")
+    if answer.name in answer.supersedes:
+        raise PluginError(f"backend {answer.name!r} cannot supersede itself")
     if not callable(answer.probe):
         raise PluginError(f"Backend.probe must be callable, not {answer.probe!r:.120}")
     if answer.accelerator.count(":") != 1:
@@ -209,21 +214,24 @@ def _checked_classes(hook: str, answer: object, base: type) -> list[type[Any]]:
 
 
 def mark_conflicts(candidates: Iterable[Candidate]) -> None:
-    """Refuse every candidate whose backend name another distribution claims as well."""
+    """Refuse every candidate that claims what another distribution claims as well: a backend's
+    name, or an implementation's id."""
     claims: dict[str, list[Candidate]] = {}
     for candidate in candidates:
-        if candidate.backend:
-            claims.setdefault(candidate.backend.name, []).append(candidate)
-    for name, rivals in claims.items():
+        for claim in _claims(candidate):
+            claims.setdefault(claim, []).append(candidate)
+    for claim, rivals in claims.items():
         if len(rivals) > 1:
             claimed = " and ".join(sorted(rival.distribution for rival in rivals))
             for rival in rivals:
-                rival.refuse(
-                    "conflict",
-                    f"one distribution that provides backend {name!r}",
-                    claimed,
-                    "uninstall one of them",
-                )
+                want = f"one distribution that provides {claim}"
+                rival.refuse("conflict", want, claimed, "uninstall one of them")
+
+
+def _claims(candidate: Candidate) -> list[str]:
+    names = [f"backend {candidate.backend.name!r}"] if candidate.backend else []
+    impls = {impl for builder in candidate.builders for impl in builder.impls}
+    return names + [f"{impl.op} by {impl.id!r}" for impl in impls]
 
 
 def why(candidate: Candidate) -> str:

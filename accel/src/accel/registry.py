@@ -23,6 +23,7 @@ from accel.errors import (
     BackendConflictError,
     BackendNotFoundError,
     BackendUnavailableError,
+    ConfigError,
     PluginError,
     did_you_mean,
 )
@@ -45,16 +46,26 @@ class Registry:
         self.policies: dict[object, Any] = {}
         self.load_failures: dict[Impl, Refusal] = {}
         self.fallbacks: Counter[tuple[str, str]] = Counter()
-        environment.check(
-            name for c in self.candidates if c.backend for name in c.backend.variables
-        )
-        for broken in (c for c in self.candidates if c.refusals):
+        broken = [c for c in self.candidates if c.refusals]
+        for candidate in broken:
             self.warn_once(
-                (broken.label, plugins.why(broken)),
-                f"plugin {broken.label!r} of {broken.distribution} is not used: "
-                f"{plugins.why(broken)} (`accel info` shows more)",
+                (candidate.label, plugins.why(candidate)),
+                f"plugin {candidate.label!r} of {candidate.distribution} is not used: "
+                f"{plugins.why(candidate)} (`accel info` shows more)",
                 AccelWarning,
             )
+        self._check_variables(broken)
+
+    def _check_variables(self, broken: list[Candidate]) -> None:
+        try:
+            environment.check(
+                name for c in self.candidates if c.backend for name in c.backend.variables
+            )
+        except ConfigError as error:
+            if not broken:
+                raise
+            # It may be a broken plugin's, which must not break everything else.
+            self.warn_once("variable", str(error), AccelWarning)
 
     def _mark_superseded(self) -> None:
         # Availability is only probed where somebody claims to supersede: a probe costs time.

@@ -107,7 +107,8 @@ def use(
     ``strict``    True refuses them even where there is no other
     ``fallback``  ``"error"``, ``"warn"`` or ``"allow"`` when not the first choice serves
 
-    What is not given stays as it is outside. Bad input raises and changes nothing.
+    What is not given stays as it is outside. Bad input raises and changes nothing. A function
+    compiled by ``torch.compile`` keeps what was resolved while it was traced.
     """
     outer = current()
     changes: dict[str, Any] = {"bound": {}}
