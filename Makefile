@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MEMBERS := accel accel_cpu accel_cuda accel_xpu conformance examples/accel_toy
+# The engine's tests, demo and benchmark use real models.
+INSTALLS := ./accel[hf] $(patsubst %,./%,$(filter-out accel,$(MEMBERS)))
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -53,5 +55,5 @@ $(INSTALLED): constraints.txt Makefile $(MEMBERS:%=%/pyproject.toml)
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt hatchling editables \
 		pytest hypothesis ruff mypy import-linter
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-build-isolation \
-		$(MEMBERS:%=-e ./%)
+		$(INSTALLS:%=-e %)
 	@touch $@

@@ -2,6 +2,7 @@
 
     linear    accel_cpu.native beside F.linear and oneDNN's packed product, K=1024, N=4096
     call      what a call through accel.ops costs over the kernel it is bound to
+    engine    generating and training beside transformers (engine.py)
 
 Ratios are medians over rounds taken in turn; above 1 is faster than F.linear.
 """
@@ -17,6 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import engine
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -162,8 +164,11 @@ def main() -> None:
         linear = linear_rows()
     with console.status("call"):
         call = call_rows()
-    results = {"machine": machine, "linear": linear, "call": call}
+    with console.status("engine"):
+        beside = list(engine.rows())
+    results = {"machine": machine, "linear": linear, "call": call, "engine": beside}
     show(results, console)
+    console.print(engine.table(beside))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=1))

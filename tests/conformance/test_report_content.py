@@ -29,8 +29,9 @@ def failing(conform):
         return conform(impls=[planted], dtypes=["float32"])[1]
 
 
-def test_a_report_of_everything(conform):
-    status, report = conform()
+def test_a_report_of_every_area(conform):
+    ops = ("linear", "rms_norm", "embedding")
+    status, report = conform(cases=["accelerator/*", "builders/*", *(f"*/{op}/*" for op in ops)])
     assert status == 0, [c["message"] for c in report["cases"] if c["outcome"] == "failed"]
     assert set(report) == KEYS
     assert report["verdict"] == "passed"

@@ -17,7 +17,9 @@ CORE_FILES = sorted(CORE.rglob("*.py"))
 
 # -- public names ------------------------------------------------------------------------------
 
-PUBLIC = ["accel", "accel.accelerator", "accel.contracts", "accel.native", "accel.ops"]
+PUBLIC = [
+    "accel", "accel.accelerator", "accel.contracts", "accel.engine", "accel.native", "accel.ops",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -78,8 +80,8 @@ DEVICES = {
     "nvidia", "amd", "intel", "apple", "ascend", "habana", "nccl", "rccl", "xccl", "ccl", "gloo",
     "hccl", "cudnn", "cublas", "mkl", "mkldnn", "onednn", "ipex", "metal", "sycl",
 }  # fmt: skip
-# os.cpu_count: how many compilers to run at once.
-ALLOWED = {"cpu_count"}
+# os.cpu_count: how many compilers to run at once. enable_cuda_graph: DeepSpeed's key.
+ALLOWED = {"cpu_count", "enable_cuda_graph"}
 
 
 def docstrings(tree):

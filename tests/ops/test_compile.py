@@ -43,8 +43,16 @@ def call(op, args):  # in a module the compiler can import, which conftest is no
     return getattr(ops, op)(**dict(zip(CONTRACTS[op].parameters, args)))
 
 
+def squares(results):
+    return sum(y.square().sum() for y in (results if isinstance(results, tuple) else (results,)))
+
+
+# How many of the first arguments have a row for each row of the first, where it is not one.
+WITH_ROWS = {"rotary": 3, "attention": 3, "logprob": 2}
+
+
 def layouts_and_acts(op):
-    kinds = ("layout", "act", "eps", "tiny", "large", "out")
+    kinds = ("layout", "act", "eps", "tiny", "large", "out", "interleaved", "two_way", "scaled")
     return [s for s in CONTRACTS[op].samples() if s.name.startswith(kinds)]
 
 
@@ -62,9 +70,10 @@ def test_every_layout_and_option_compiles_whole(op, exact, assert_exact):
 @pytest.mark.usefixtures("torch_serves")
 def test_gradients_compile(op):
     args = next(iter(CONTRACTS[op].samples())).make(torch.float64, HOST)
-    leaves = [a.requires_grad_() for a in args if isinstance(a, torch.Tensor)]
-    want = torch.autograd.grad(call(op, args).square().sum(), leaves)
-    loss = compiled(lambda *args: call(op, args).square().sum())(*args)
+    floats = [a for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()]
+    leaves = [a.requires_grad_() for a in floats]
+    want = torch.autograd.grad(squares(call(op, args)), leaves)
+    loss = compiled(lambda *args: squares(call(op, args)))(*args)
     torch.testing.assert_close(torch.autograd.grad(loss, leaves), want)
 
 
@@ -73,10 +82,12 @@ def test_gradients_compile(op):
 def test_one_graph_serves_any_number_of_rows(op):
     graphs = Graphs()
     args = next(iter(CONTRACTS[op].samples())).make(F32, HOST)
-    function = compiled(lambda x: call(op, (x, *args[1:])), graphs, dynamic=True)
-    for rows in (16, 7, 33):
-        x = torch.randn(rows, args[0].shape[1])
-        torch.testing.assert_close(function(x), call(op, (x, *args[1:])))
+    with_rows, others = args[: WITH_ROWS.get(op, 1)], args[WITH_ROWS.get(op, 1) :]
+    function = compiled(lambda *rows: call(op, (*rows, *others)), graphs, dynamic=True)
+    # Not fewer than the sample's, of which others may speak.
+    for count in (16, 47, 33):
+        rows = [a[torch.arange(count) % len(a)] for a in with_rows]
+        torch.testing.assert_close(function(*rows), call(op, (*rows, *others)))
     assert len(graphs.graphs) == 1
 
 

@@ -22,16 +22,23 @@ def test_every_sample_is_right(op, dtype, impl, call, exact, assert_exact):
     with ops.use(f"{op}={impl}"):
         for sample in CONTRACTS[op].samples():
             args = sample.make(dtype, HOST)
-            got = call(op, args)
-            named = dict(zip(CONTRACTS[op].parameters, args))
-            assert got.dtype == (named.get("out_dtype") or dtype), sample.name
+            got, promised = call(op, args), CONTRACTS[op].fake(*args)
+            assert dtypes(got) == dtypes(promised), sample.name
             assert_exact(op, got, exact(op, args))
+
+
+def dtypes(results):
+    return [t.dtype for t in results] if isinstance(results, tuple) else results.dtype
 
 
 WRONG = {
     "linear": {"act": "gelu", "b": None, "w": lambda w: w * 1.01},
     "gated_linear": {"act": "gelu", "b_up": None, "b_gate": None, "w_up": lambda w: w * 1.01},
     "rms_norm": {"eps": 1e-3, "w": None, "x": lambda x: x + 0.05},
+    "layer_norm": {"eps": 1e-3, "w": None, "b": None, "x": lambda x: x * torch.arange(x.shape[-1])},
+    "rotary": {"interleaved": True, "sin": lambda sin: -sin, "cos": lambda cos: cos * 1.02},
+    "attention": {"causal": False, "scale": 0.3, "k": lambda k: k.flip(0), "v": lambda v: v * 1.02},
+    "embedding": {"ids": lambda ids: ids.flip(0) if ids.dim() else ids, "w": lambda w: w * 1.02},
 }
 
 

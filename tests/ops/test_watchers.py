@@ -28,6 +28,14 @@ def sample(op, dtype=torch.float32):
     return next(iter(CONTRACTS[op].samples())).make(dtype, HOST)
 
 
+def each(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+# How many of the first arguments have a row for each row of the first, where it is not one.
+WITH_ROWS = {"rotary": 3, "attention": 3, "logprob": 2}
+
+
 def tensors_only(function, op, args):
     """The op of the tensor arguments that are there."""
     present = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
@@ -45,12 +53,13 @@ def tensors_only(function, op, args):
 @pytest.mark.parametrize("op", CONTRACTS)
 def test_a_dispatch_mode_sees_the_implementation(op, grad, call):
     args = sample(op)
-    args[0].requires_grad_(grad)
+    CONTRACTS[op].key(args).requires_grad_(grad)
     with Watch() as watch:
-        y = call(op, args)
+        found = call(op, args)
     assert f"accel::{op}_torch" in watch.names
-    assert torch.equal(y, call(op, args))
-    assert y.requires_grad == grad
+    for y, again in zip(each(found), each(call(op, args)), strict=True):
+        assert torch.equal(y, again)
+        assert y.requires_grad == grad
 
 
 def test_a_profile_names_the_implementation_under_a_mode():
@@ -65,9 +74,10 @@ def test_fake_tensors_have_the_result_s_shape_and_nothing_runs(op, call):
     want = call(op, real)
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in real]
-        got = call(op, fakes)
-    assert type(got).__name__ == "FakeTensor"
-    assert (got.shape, got.dtype, got.device) == (want.shape, want.dtype, want.device)
+        found = call(op, fakes)
+    for got, real in zip(each(found), each(want), strict=True):
+        assert type(got).__name__ == "FakeTensor"
+        assert (got.shape, got.dtype, got.device) == (real.shape, real.dtype, real.device)
 
 
 @pytest.mark.parametrize("tracing", ["real", "fake", "symbolic"])
@@ -78,7 +88,8 @@ def test_a_trace_has_one_node_that_serves_other_rows(op, tracing, call):
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     assert [t for t in targets if t.startswith("accel")] == [f"accel.{op}_torch.default"]
     if tracing == "symbolic":
-        tensors[0] = torch.cat([tensors[0], tensors[0]])
+        for i in range(WITH_ROWS.get(op, 1)):
+            tensors[i] = torch.cat([tensors[i], tensors[i]])
     torch.testing.assert_close(graph(*tensors), function(*tensors))
 
 
@@ -100,9 +111,9 @@ def test_symbolic_shapes_meet_a_builder_that_reads_shapes():
 def test_meta_tensors_give_meta_tensors(op, call):
     real = sample(op)
     meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in real]
-    got, want = call(op, meta), call(op, real)
-    assert got.is_meta
-    assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    for got, want in zip(each(call(op, meta)), each(call(op, real)), strict=True):
+        assert got.is_meta
+        assert (got.shape, got.dtype) == (want.shape, want.dtype)
 
 
 def test_a_plain_subclass_stays_one():
@@ -179,14 +190,14 @@ def test_a_parameter_or_buffer_is_as_good_as_a_tensor():
 @pytest.mark.parametrize("impl", ["torch", "reference"])
 @pytest.mark.parametrize("op", CONTRACTS)
 def test_opcheck(op, impl, call):
-    wanted = ("odd", "batched", "no_rows", "layout_transposed")
+    wanted = ("odd", "batched", "packed", "no_rows", "layout_transposed")
     with ops.use(f"{op}={impl}"):
         call(op, sample(op))  # loads it
         torch_op = getattr(torch.ops.accel, f"{op}_{impl}").default
         for s in CONTRACTS[op].samples():
             if s.name in wanted:
                 args = s.make(torch.float32, HOST)
-                args[0].requires_grad_()
+                CONTRACTS[op].key(args).requires_grad_()
                 torch.library.opcheck(torch_op, args)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accel import contracts, errors, ops, testing
     from accel.accelerator import CAPABILITIES, Accelerator, DeviceProperties
+    from accel.engine import HybridEngine, HybridEngineConfig, ModelPolicy, hybridize, plan, restore
     from accel.hookspecs import Backend, hookimpl
     from accel.native import NativeLibrary, NativeOpBuilder, Source
     from accel.op_builder import Impl, OpBuilder, Request
@@ -28,7 +29,10 @@ __all__ = [
     "Accelerator",
     "Backend",
     "DeviceProperties",
+    "HybridEngine",
+    "HybridEngineConfig",
     "Impl",
+    "ModelPolicy",
     "NativeLibrary",
     "NativeOpBuilder",
     "OpBuilder",
@@ -39,8 +43,11 @@ __all__ = [
     "errors",
     "get_accelerator",
     "hookimpl",
+    "hybridize",
     "ops",
+    "plan",
     "reset",
+    "restore",
     "set_accelerator",
     "testing",
     "use_accelerator",
@@ -51,6 +58,8 @@ _HOMES = {
     "CAPABILITIES": "accelerator", "Accelerator": "accelerator", "DeviceProperties": "accelerator",
     "Backend": "hookspecs", "hookimpl": "hookspecs",
     "NativeLibrary": "native", "NativeOpBuilder": "native", "Source": "native",
+    "HybridEngine": "engine", "HybridEngineConfig": "engine", "ModelPolicy": "engine",
+    "hybridize": "engine", "plan": "engine", "restore": "engine",
     "Impl": "op_builder", "OpBuilder": "op_builder", "Request": "op_builder",
     "Refusal": "refusal",
     "get_accelerator": "selection", "reset": "selection", "set_accelerator": "selection",

@@ -10,6 +10,8 @@
     │   └── AmbiguousBackendError                two available backends have the same rank
     ├── PluginError              (RuntimeError)  a plugin broke a rule of the hooks
     ├── UnsupportedCapability    (NotImplementedError)  the device cannot do what was asked
+    ├── UnsupportedModelError    (ValueError)    the engine cannot serve this model, and why
+    ├── CapacityError            (MemoryError)   more memory or positions needed than permitted
     ├── OpError
     │   ├── UnknownOpError       (LookupError)   no op, builder or implementation of that name
     │   ├── OpArgumentError      (ValueError, RuntimeError)  an argument breaks the op's contract
@@ -70,6 +72,14 @@ class PluginError(AccelError, RuntimeError):
 
 class UnsupportedCapability(AccelError, NotImplementedError):
     """The device lacks the ability that was used."""
+
+
+class UnsupportedModelError(AccelError, ValueError):
+    """The hybrid engine cannot serve this model; the message has the reasons."""
+
+
+class CapacityError(AccelError, MemoryError):
+    """More memory or positions would be needed than there are or were permitted."""
 
 
 class OpError(AccelError):

@@ -27,6 +27,7 @@ LIBRARY = NativeLibrary(
     "accel_cpu",
     [
         Source(_CSRC / "binding.cpp", torch=True),
+        Source(_CSRC / "binding_transformer.cpp", torch=True),
         *(Source(_CSRC / name) for name in ("dispatch.cpp", "parallel.cpp", "scalar.cpp")),
         *(Source(_CSRC / name, flags) for name, flags in _X86.items() if _IS_X86),
     ],
@@ -58,6 +59,7 @@ class LinearBuilder(_Native):
     impls = (
         Impl("linear", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),
         Impl("gated_linear", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),
+        Impl("lora_linear", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),
         # Below eager torch: it packs the weight at every call unless the user froze the weights.
         Impl("linear", "accel_cpu.onednn", _COMPUTED, priority=5),
     )
@@ -74,5 +76,18 @@ class LinearBuilder(_Native):
         return super().load(impl) if self.native(impl) else onednn.linear
 
 
+class TilingBuilder(_Native):
+    """``accel_cpu.native`` has of hidden rows the logits of this backend's ``linear``, bit for bit:
+    of its results it gives the same log-probabilities."""
+
+    impls = (Impl("logprob", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),)
+
+
 class TransformerBuilder(_Native):
-    impls = (Impl("rms_norm", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),)
+    """Attention adds a query's keys in one order, counted from its span's first; embedding copies;
+    the others go through their rows one by one."""
+
+    impls = tuple(
+        Impl(op, "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True)
+        for op in ("rms_norm", "layer_norm", "rotary", "attention", "embedding")
+    )

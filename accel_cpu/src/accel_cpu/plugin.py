@@ -32,6 +32,6 @@ def accel_backend() -> accel.Backend:
 
 @accel.hookimpl
 def accel_op_builders() -> Sequence[type[accel.OpBuilder]]:
-    from accel_cpu.builders import LinearBuilder, TransformerBuilder
+    from accel_cpu.builders import LinearBuilder, TilingBuilder, TransformerBuilder
 
-    return [LinearBuilder, TransformerBuilder]
+    return [LinearBuilder, TilingBuilder, TransformerBuilder]

@@ -3,8 +3,8 @@
 Errors are measured in units of the expected result's RMS: a result is as right as its largest
 elements need, and an element that cancels to nearly zero is not held to digits it cannot have.
 
-No budget is smaller than half the last place of what it is for: the exact result, rounded once to
-its dtype, is right, however few its elements or long their tails.
+No budget is smaller than half the last place of what it is for, as often as it may be rounded: the
+exact result, rounded once to its dtype, is right, however few its elements or long their tails.
 """
 
 from __future__ import annotations
@@ -45,15 +45,18 @@ class Shares:
 
 
 def exact(value: object) -> object:
-    """A tensor as a float64 array, without rounding; anything else as it is."""
+    """A floating point tensor as a float64 array, without rounding, another as an array of its own
+    dtype; anything else as it is."""
     if not isinstance(value, torch.Tensor):
         return value
-    return value.detach().cpu().to(torch.float64).numpy()
+    here = value.detach().cpu()
+    return (here.to(torch.float64) if here.is_floating_point() else here).numpy()
 
 
 def shares(
-    result: torch.Tensor, expected: Array, tolerance: Tolerance, unit: float | None = None
-) -> Shares:
+    result: torch.Tensor, expected: Array, tolerance: Tolerance, unit: float | None = None,
+    roundings: int = 1,
+) -> Shares:  # fmt: skip
     """The shares of ``tolerance`` that ``result`` uses.
 
     ``unit`` replaces the RMS of the finite expected elements. Infinities (also those that
@@ -67,7 +70,8 @@ def shares(
     if misplaced or not finite.any():
         return Shares(FAR if misplaced else 0.0, FAR if misplaced else 0.0, misplaced)
     wanted = expected[finite]
-    error, rounding = np.abs(found[finite] - wanted), _half_place(wanted, result.dtype)
+    error = np.abs(found[finite] - wanted)
+    rounding = roundings * _half_place(wanted, result.dtype)
     unit = _rms(wanted) if unit is None else unit
     return Shares(
         _share(_rms(error), max(tolerance.rms * unit, _rms(rounding))),

@@ -17,6 +17,7 @@ RULES: dict[str, str] = {
     "bad_input": "arguments that break the contract raise, and the message says what is wrong",
     "unharmed": "an op works as before after a call that raised",
     "rows": "a row's bits do not depend on how many rows stand beside it, nor on the threads",
+    "agreement": "logprob gives the same bits of hidden rows and of the logits linear has of them",
     "contained": "NaN and infinity stay in the rows they came in, and are not lost there",
     # builders
     "family": "the builders of all families can be had by name, and an unknown name raises",

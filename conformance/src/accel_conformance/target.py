@@ -21,6 +21,7 @@ from accel.ops.resolution import decide
 from accel_conformance.case import Evidence
 
 Args = tuple[Any, ...]
+Results = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Target:
         with accel.ops.use(f"{self.op}={self.impl.id}", exact=False):
             yield
 
-    def call(self, args: Args) -> Tensor:
-        """The op's public function with the arguments of its schema."""
+    def call(self, args: Args) -> Results:
+        """Results of the op's public function with the arguments of its schema."""
         tensors, options = self._split(args)
         names = list(self.contract.parameters)[len(tensors) :]
         function = getattr(accel.ops, self.op)
-        return function(*tensors, **dict(zip(names, options)))  # type: ignore[no-any-return]
+        return each(function(*tensors, **dict(zip(names, options))))
 
     def bound(self, args: Args, *, grad: bool = False) -> str:
         """Id of the implementation the public function is bound to for these arguments."""
@@ -67,7 +68,7 @@ class Target:
         return Request(
             self.op,
             self.device,
-            tensors[0].dtype,
+            self.contract.key(tensors).dtype,
             grad,
             {name: value for name, value in named.items() if name in self.contract.options},
             tuple(None if t is None else tuple(t.shape) for t in tensors) if shapes else (),
@@ -108,8 +109,17 @@ def tensors(args: Args) -> list[Tensor]:
     return [arg for arg in args if isinstance(arg, Tensor)]
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Equal dtype, shape and bits; NaN equals NaN."""
+def each(result: Any) -> tuple[Any, ...]:
+    """The results of an op, one or several, as a tuple."""
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def same_bits(ones: Results, others: Results) -> bool:
+    """Equal dtypes, shapes and bits, result by result; NaN equals NaN."""
+    return len(ones) == len(others) and all(map(_same, ones, others))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
     return (
         one.dtype is other.dtype
         and one.shape == other.shape
@@ -123,11 +133,10 @@ def storage_bits(tensor: Tensor) -> Tensor:
     return everything.set_(tensor.untyped_storage()).clone()
 
 
-def poison(like: Tensor, value: float) -> None:
-    """Leave freed memory of a result's size full of ``value``, so that an element which a kernel
-    does not write shows."""
-    if like.numel():
-        [torch.full_like(like, value) for _ in range(4)]
+def poison(likes: Results, value: float) -> None:
+    """Leave freed memory of the results' sizes full of ``value``, so that an element which a
+    kernel does not write shows."""
+    [torch.full_like(like, value) for like in likes if like.numel() for _ in range(4)]
 
 
 def _bytes(tensor: Tensor) -> Tensor:

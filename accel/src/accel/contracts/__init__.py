@@ -4,20 +4,36 @@ A contract is the schema, the meaning (reference), the gradient, the error budge
 test it and the cost. Layers, backends, conformance and benchmarks read it; it knows none of them.
 """
 
+from accel.contracts.attention import ATTENTION
 from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
+from accel.contracts.embedding import EMBEDDING
 from accel.contracts.gated_linear import GATED_LINEAR
+from accel.contracts.layer_norm import LAYER_NORM
 from accel.contracts.linear import LINEAR
+from accel.contracts.logprob import LOGPROB
+from accel.contracts.lora_linear import LORA_LINEAR
 from accel.contracts.rms_norm import RMS_NORM
+from accel.contracts.rotary import ROTARY
 
 CONTRACTS: dict[str, Contract] = {
-    contract.name: contract for contract in (LINEAR, GATED_LINEAR, RMS_NORM)
-}
+    contract.name: contract
+    for contract in (
+        LINEAR, GATED_LINEAR, LORA_LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, EMBEDDING,
+        LOGPROB,
+    )
+}  # fmt: skip
 
 __all__ = [
+    "ATTENTION",
     "CONTRACTS",
+    "EMBEDDING",
     "GATED_LINEAR",
+    "LAYER_NORM",
     "LINEAR",
+    "LOGPROB",
+    "LORA_LINEAR",
     "RMS_NORM",
+    "ROTARY",
     "BadInput",
     "Contract",
     "Cost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 
 import torch
@@ -12,29 +13,82 @@ from accel.errors import OpArgumentError, close_matches
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+# What each is computed in.
+WIDE = {dtype: torch.promote_types(dtype, torch.float32) for dtype in FLOATS}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
 
 def describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)} on {tensor.device}"
+    return f"{name_of(tensor.dtype)}{list(tensor.shape)} on {tensor.device}"
 
 
-def require_floats(op: str, x: Tensor, others: Mapping[str, Tensor | None]) -> None:
-    """``x`` is floating point, and every other tensor has its dtype and device."""
+def require_floats(op: str, x: Tensor, others: Mapping[str, Tensor | None], key: str = "x") -> None:
+    """``x``, named ``key``, is floating point; every other tensor has its dtype and device."""
     if x.dtype not in FLOATS:
-        known = ", ".join(str(d).removeprefix("torch.") for d in FLOATS)
-        raise OpArgumentError(f"{op}: x must be one of {known}; found {describe(x)}")
+        known = ", ".join(map(name_of, FLOATS))
+        raise OpArgumentError(f"{op}: {key} must be one of {known}; found {describe(x)}")
     for name, tensor in others.items():
         if tensor is None:
             continue
         if tensor.dtype is not x.dtype:
             raise OpArgumentError(
-                f"{op}: {name} must have x's dtype; found {describe(tensor)} beside "
+                f"{op}: {name} must have {key}'s dtype; found {describe(tensor)} beside "
                 f"{describe(x)}; cast one of them"
             )
-        if tensor.device != x.device:
-            raise OpArgumentError(
-                f"{op}: {name} must be on x's device; found {describe(tensor)} beside "
-                f"{describe(x)}; move one of them"
-            )
+        _require_device(op, name, tensor, key, x)
+
+
+def require_wide(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
+    """``tensor`` is on x's device, in the dtype that x is computed in."""
+    if tensor.dtype is not WIDE[x.dtype]:
+        raise OpArgumentError(
+            f"{op}: {name} must have the dtype {name_of(WIDE[x.dtype])} beside x; found "
+            f"{describe(tensor)} beside {describe(x)}; cast {name}"
+        )
+    _require_device(op, name, tensor, "x", x)
+
+
+def require_integers(
+    op: str, name: str, tensor: Tensor, *, like: str, other: Tensor,
+    dtypes: tuple[torch.dtype, ...] = (torch.int64,),
+) -> None:  # fmt: skip
+    """``tensor`` has one of the integer ``dtypes`` and the device of ``other``, named ``like``."""
+    if tensor.dtype not in dtypes:
+        known = " or ".join(map(name_of, dtypes))
+        raise OpArgumentError(f"{op}: {name} must be {known}; found {describe(tensor)}")
+    _require_device(op, name, tensor, like, other)
+
+
+def _require_device(op: str, name: str, tensor: Tensor, like: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise OpArgumentError(
+            f"{op}: {name} must be on {like}'s device; found {describe(tensor)} beside "
+            f"{describe(other)}; move one of them"
+        )
+
+
+def require_rows(op: str, x: Tensor) -> None:
+    if x.dim() < 1:
+        raise OpArgumentError(f"{op}: x must have at least one dimension; found {describe(x)}")
+
+
+def require_number(op: str, name: str, value: object) -> None:
+    if not isinstance(value, (numbers.Real, torch.SymFloat)):
+        raise TypeError(f"{op}: {name} must be a number, not {type(value).__name__}")
+
+
+def require_eps(op: str, eps: float) -> None:
+    require_number(op, "eps", eps)
+    if not eps >= 0:
+        raise OpArgumentError(f"{op}: eps must be at least 0; found {eps}")
+
+
+def require_flag(op: str, name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, not {type(value).__name__}")
 
 
 def require_act(op: str, act: str | None, *, optional: bool = True) -> None:

@@ -64,15 +64,21 @@ class Contract:
                     per call, where ``check`` is asked per binding and when something went wrong
     ``reference``   the meaning, in the plainest possible torch
     ``backward``    ``(grad, needs, *args) -> one gradient or None per argument``; differentiable
-                    torch operations, so that it serves every order of derivative
-    ``autocast``    dtype under autocast: ``"lower"``, autocast's; ``"input"``, the first argument's
+                    torch operations, so that it serves every order of derivative. Of an op with
+                    several results ``grad`` is a tuple, None where nothing flows back
+    ``autocast``    dtype under autocast: ``"lower"``, autocast's; ``"input"``, that of the tensor
+                    the op is keyed by; ``"keep"``, each argument's own
     ``reference_invariant``  the reference's rows do not depend on their neighbours
     ``tolerance``   per dtype, against float64
     ``samples``     inputs for conformance; each argument matters in one of them
     ``bad_inputs``  inputs that must be refused
     ``cost``        of a call with given arguments
+    ``keyed_by``    the tensor whose dtype and device choose the implementation
+    ``rowwise``     leading dimensions of the first argument are rows, any number of them, and no
+                    other argument speaks of them: a batch of inputs is more rows
 
-    Leading dimensions of the first argument are rows: any number of them, treated alike.
+    Tensor arguments come first. Floating point ones have the dtype of the one the op is keyed by,
+    unless the contract says otherwise.
     """
 
     name: str
@@ -81,8 +87,8 @@ class Contract:
     options: tuple[str, ...]
     check: Callable[..., None]
     fits: Callable[..., bool]
-    fake: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
+    fake: Callable[..., Any]
+    reference: Callable[..., Any]
     backward: Callable[..., Sequence[Tensor | None]]
     autocast: str
     reference_invariant: bool
@@ -90,6 +96,8 @@ class Contract:
     samples: Callable[[], Iterable[Sample]]
     bad_inputs: Callable[[], Iterable[BadInput]]
     cost: Callable[..., Cost]
+    keyed_by: str = "x"
+    rowwise: bool = True
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -100,6 +108,16 @@ class Contract:
     def tensor_count(self) -> int:
         """How many arguments are tensors; they come first."""
         return self.schema.partition("->")[0].count("Tensor")
+
+    @cached_property
+    def result_count(self) -> int:
+        """How many tensors the op returns; more than one come as a tuple."""
+        return self.schema.partition("->")[2].count("Tensor")
+
+    def key(self, tensors: Sequence[Any]) -> Tensor:
+        """Of the tensor arguments, the one the op is keyed by."""
+        found: Tensor = tensors[list(self.parameters).index(self.keyed_by)]
+        return found
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """All arguments in order, defaults filled in."""

@@ -32,6 +32,14 @@ class Draw:
         values = np.random.default_rng(seed).standard_normal(shape)
         return torch.from_numpy(np.asarray(values)).to(dtype).to(device)
 
+    def integers(
+        self, name: str, shape: tuple[int, ...], high: int, device: torch.device
+    ) -> Tensor:
+        """Whole numbers of [0, high) as int64, from a seed made like those of the others."""
+        seed = zlib.crc32(f"{self.op}/{name}".encode())
+        values = np.random.default_rng(seed).integers(high, size=shape)
+        return torch.from_numpy(np.asarray(values)).to(device)
+
     def rows(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device,
         layout: str,

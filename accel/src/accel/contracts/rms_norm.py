@@ -6,7 +6,6 @@ the weight, this rounds once, after it.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,18 +33,12 @@ def reference(x: Tensor, w: Tensor | None = None, eps: float = 1e-6) -> Tensor:
 def check(x: Tensor, w: Tensor | None, eps: float) -> None:
     checks.refuse_nontensor(NAME, {"x": x, "w": w}, optional=("w",))
     checks.require_floats(NAME, x, {"w": w})
-    if x.dim() < 1:
-        raise OpArgumentError(
-            f"{NAME}: x must have at least one dimension; found {checks.describe(x)}"
-        )
+    checks.require_rows(NAME, x)
     if w is not None and (w.dim() != 1 or w.shape[0] != x.shape[-1]):
         raise OpArgumentError(
             f"{NAME}: w must be [{x.shape[-1]}], x's last dimension; found {checks.describe(w)}"
         )
-    if not isinstance(eps, (numbers.Real, torch.SymFloat)):
-        raise TypeError(f"{NAME}: eps must be a number, not {type(eps).__name__}")
-    if not eps >= 0:
-        raise OpArgumentError(f"{NAME}: eps must be at least 0; found {eps}")
+    checks.require_eps(NAME, eps)
 
 
 def fits(x: Tensor, w: Tensor | None) -> bool:

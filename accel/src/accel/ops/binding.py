@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
 from torch._ops import OpOverload
 
 from accel.contracts import CONTRACTS
@@ -42,9 +41,9 @@ class Binding:
     """
 
     decision: Decision
-    kernel: Callable[..., Tensor]
-    record: Callable[..., Tensor]
-    transform: Callable[..., Tensor]
+    kernel: Callable[..., Any]
+    record: Callable[..., Any]
+    transform: Callable[..., Any]
     op: OpOverload
 
     @property
@@ -77,7 +76,7 @@ def bind(request: Request, policy: Policy, options: tuple[Any, ...]) -> Binding:
         return _wrap(decision, entry.impl, kernel, options)
 
 
-def _load(entry: Entry) -> Callable[..., Tensor]:
+def _load(entry: Entry) -> Callable[..., Any]:
     kernel = entry.builder.load(entry.impl)
     if not callable(kernel):
         raise TypeError(f"{type(entry.builder).__name__}.load({entry.impl}) gave {kernel!r:.120}")
@@ -120,9 +119,9 @@ def _speak(decision: Decision, policy: Policy, registry: Registry) -> None:
 
 
 def _counted(
-    kernel: Callable[..., Tensor], registry: Registry, key: tuple[str, str]
-) -> Callable[..., Tensor]:
-    def counted(*args: Any) -> Tensor:
+    kernel: Callable[..., Any], registry: Registry, key: tuple[str, str]
+) -> Callable[..., Any]:
+    def counted(*args: Any) -> Any:
         registry.fallbacks[key] += 1
         return kernel(*args)
 
@@ -130,7 +129,7 @@ def _counted(
 
 
 def _wrap(
-    decision: Decision, impl: Impl, kernel: Callable[..., Tensor], options: tuple[Any, ...]
+    decision: Decision, impl: Impl, kernel: Callable[..., Any], options: tuple[Any, ...]
 ) -> Binding:
     contract = CONTRACTS[impl.op]
     op = torch_op(contract, impl, kernel)

@@ -33,17 +33,17 @@ _PER_SHAPE = object()
 _DOOR = """
 def door({tensors}, {options}):
     if is_compiling():
-        return traced(contract, ({tensors},), ({options},), ({told},))
+        return traced(contract, ({tensors},), ({options}), ({told}))
     if functorch_active() or dispatch_modes() or autocast_active() or not ({plain}):
-        return careful(contract, door, ({tensors},), ({options},))
+        return careful(contract, door, ({tensors},), ({options}))
     if not fits({tensors}):
         check({tensors}, {options})
         raise AssertionError("fits() refuses what check() accepts")
     grad = grad_enabled() and ({requires_grad})
-    options = ({options},)
+    options = ({options})
     try:
         policy = scoped_policy() or base_policy[0]
-        binding = policy.bound.get(("{name}", x.device, x.dtype, grad, options))
+        binding = policy.bound.get(("{name}", {key}.device, {key}.dtype, grad, options))
         if binding is None or binding is PER_SHAPE:
             binding = bound(contract, ({tensors},), options, grad)
         if grad:
@@ -55,17 +55,17 @@ def door({tensors}, {options}):
 """
 
 
-def of(contract: Contract) -> Callable[..., Tensor]:
+def of(contract: Contract) -> Callable[..., Any]:
     """The door of one op: a function of all the schema's arguments, in order."""
     parameters = list(contract.parameters.values())
     names = [parameter.name for parameter in parameters]
     tensors, options = names[: contract.tensor_count], names[contract.tensor_count :]
-    assert tensors[0] == "x", "a contract's first argument is x, its rows"
     source = _DOOR.format(
         name=contract.name,
+        key=contract.keyed_by,
         tensors=", ".join(tensors),
-        options=", ".join(options),
-        told=", ".join(name if name in contract.options else "None" for name in options),
+        options="".join(f"{name}, " for name in options),
+        told="".join(f"{name if name in contract.options else None}, " for name in options),
         plain=" and ".join(map(_plain, parameters[: contract.tensor_count])),
         requires_grad=" or ".join(map(_requires_grad, parameters[: contract.tensor_count])),
     )
@@ -100,19 +100,19 @@ def _optional(parameter: inspect.Parameter) -> bool:
 def bound(contract: Contract, tensors: Tensors, options: Options, grad: bool) -> Binding:
     """The binding for these arguments under the policy in force, made if need be."""
     contract.check(*tensors, *options)
-    policy, x = _policy.current(), tensors[0]
-    for_any_shape = (contract.name, x.device, x.dtype, grad, options)
+    policy, key = _policy.current(), contract.key(tensors)
+    for_any_shape = (contract.name, key.device, key.dtype, grad, options)
     shapes: tuple[tuple[int, ...] | None, ...] = ()
     strides: tuple[tuple[int, ...] | None, ...] = ()
     if not any(t._has_symbolic_sizes_strides for t in tensors if t is not None):
         shapes = tuple(None if t is None else tuple(t.shape) for t in tensors)
         strides = tuple(None if t is None else tuple(t.stride()) for t in tensors)
     for_these_shapes = (*for_any_shape, shapes, strides)
-    for key in (for_any_shape, for_these_shapes):
-        found = policy.bound.get(key)
+    for case in (for_any_shape, for_these_shapes):
+        found = policy.bound.get(case)
         if isinstance(found, Binding):
             return found
-    request = _request(contract, x.device, x.dtype, policy, grad, options)
+    request = _request(contract, key.device, key.dtype, policy, grad, options)
     binding = bind(replace(request, shapes=shapes, strides=strides), policy, options)
     if any(verdict.impl.reads_shapes for verdict in binding.decision.verdicts):
         policy.bound[for_any_shape] = _PER_SHAPE
@@ -133,22 +133,22 @@ def _request(
 
 
 def _careful(
-    contract: Contract, door: Callable[..., Tensor], tensors: Tensors, options: Options
-) -> Tensor:
-    x = tensors[0]
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
+    contract: Contract, door: Callable[..., Any], tensors: Tensors, options: Options
+) -> Any:
+    key = contract.key(tensors)
+    if isinstance(key, Tensor) and torch.is_autocast_enabled(key.device.type):
+        with torch.autocast(key.device.type, enabled=False):
             return door(*_cast(contract, tensors), *options)
     return _watched(contract, tensors, options)
 
 
-def _watched(contract: Contract, tensors: Tensors, options: Options) -> Tensor:
+def _watched(contract: Contract, tensors: Tensors, options: Options) -> Any:
     contract.check(*tensors, *options)
     grad = _records(tensors)
     binding = bound(contract, tensors, options, grad)
     if torch._C._are_functorch_transforms_active():
         return binding.transform(*tensors, *options)
-    return binding.op(*tensors, *options)  # type: ignore[no-any-return]
+    return binding.op(*tensors, *options)
 
 
 def _records(tensors: Tensors) -> bool:
@@ -157,29 +157,31 @@ def _records(tensors: Tensors) -> bool:
 
 def _cast(contract: Contract, tensors: Tensors) -> Tensors:
     """The contract's dtype rule under autocast; differentiable casts."""
-    x = tensors[0]
-    dtype = x.dtype
+    if contract.autocast == "keep":
+        return tensors
+    key = contract.key(tensors)
+    dtype = key.dtype
     if contract.autocast == "lower" and dtype is not torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = torch.get_autocast_dtype(key.device.type)
     return tuple(
         t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors
     )
 
 
-def _traced(contract: Contract, tensors: Tensors, options: Options, told: Options) -> Tensor:
+def _traced(contract: Contract, tensors: Tensors, options: Options, told: Options) -> Any:
     """Under torch.compile the implementation is resolved once, while tracing, from metadata.
 
     ``told`` are the options without those that no implementation may refuse by: a number among
     them may be a symbol here.
     """
-    x = tensors[0]
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
+    key = contract.key(tensors)
+    if torch.is_autocast_enabled(key.device.type):
+        with torch.autocast(key.device.type, enabled=False):
             return _traced(contract, _cast(contract, tensors), options, told)
     grad = _records(tensors)
-    namespace, name = _resolved(contract.name, x.device, x.dtype, grad, told)
+    namespace, name = _resolved(contract.name, key.device, key.dtype, grad, told)
     op = getattr(getattr(torch.ops, namespace), name).default
-    return op(*tensors, *options)  # type: ignore[no-any-return]
+    return op(*tensors, *options)
 
 
 def _resolved(

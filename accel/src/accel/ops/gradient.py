@@ -15,63 +15,71 @@ from torch import Tensor
 from accel.contracts import Contract
 
 
-def save(ctx: Any, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> None:
+def save(contract: Contract, ctx: Any, args: tuple[Any, ...]) -> None:
     """Keep the arguments for backward; tensors as themselves, so that a Parameter stays one."""
-    ctx.save_for_backward(*tensors)
-    ctx.options = options
+    count = contract.tensor_count
+    ctx.save_for_backward(*args[:count])
+    ctx.options = args[count:]
+    if contract.result_count > 1:
+        ctx.set_materialize_grads(False)
 
 
 def differentiate(
-    contract: Contract, ctx: Any, grad: Tensor, options: tuple[Any, ...]
+    contract: Contract, ctx: Any, grads: tuple[Tensor | None, ...], options: tuple[Any, ...]
 ) -> tuple[Tensor | None, ...]:
     """One gradient or None per argument, by the contract's formula."""
     args = (*ctx.saved_tensors, *options)
+    grad = grads if contract.result_count > 1 else grads[0]
     # The dispatcher leaves out trailing arguments that equal their defaults.
     needs = (*ctx.needs_input_grad, *(False,) * contract.tensor_count)
     if not torch._C._is_any_autocast_enabled():
         return tuple(contract.backward(grad, needs, *args))
     # Backward inside an autocast block: the dtypes were settled in the forward.
-    with torch.autocast(grad.device.type, enabled=False):
+    with torch.autocast(contract.key(args).device.type, enabled=False):
         return tuple(contract.backward(grad, needs, *args))
 
 
 def recorder(
-    contract: Contract, kernel: Callable[..., Tensor], options: tuple[Any, ...]
-) -> Callable[..., Tensor]:
+    contract: Contract, kernel: Callable[..., Any], options: tuple[Any, ...]
+) -> Callable[..., Any]:
     """``record(*tensors)``: the kernel with these options, recorded by autograd.
 
     For plain tensors outside every functorch transform.
     """
     count = contract.tensor_count
 
-    def forward(ctx: Any, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, *tensors: Any) -> Any:
         ctx.to_save = tensors  # all that save_for_backward does, less 0.15 of 6 µs for its call
         return kernel(*tensors, *options)
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return differentiate(contract, ctx, grad, options)[:count]
+    def forward_several(ctx: Any, *tensors: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        return forward(ctx, *tensors)
 
-    function = _function(contract.name, forward=forward, backward=backward)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return differentiate(contract, ctx, grads, options)[:count]
+
+    chosen = forward_several if contract.result_count > 1 else forward
+    function = _function(contract.name, forward=chosen, backward=backward)
     # Function.apply first looks for functorch transforms, which the caller has done: 4.1 instead
     # of 6.4 µs over the kernel on a 2-core EPYC.
     return super(torch.autograd.Function, function).apply  # type: ignore[misc,no-any-return]
 
 
-def transformer(contract: Contract, op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def transformer(contract: Contract, op: Callable[..., Any]) -> Callable[..., Any]:
     """The op recorded by autograd in the form functorch (grad, vmap of grad) needs.
 
     ops with ``torch.library.register_autograd`` have no setup_context of their own and raise there.
     """
-    count = contract.tensor_count
 
-    def forward(*args: Any) -> Tensor:
+    def forward(*args: Any) -> Any:
         return op(*args)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        save(ctx, inputs[:count], inputs[count:])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        save(contract, ctx, inputs)
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return differentiate(contract, ctx, grad, ctx.options)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return differentiate(contract, ctx, grads, ctx.options)
 
     function = _function(
         contract.name, forward=forward, setup_context=setup_context, backward=backward

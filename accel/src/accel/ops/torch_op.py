@@ -17,7 +17,7 @@ from accel.contracts import Contract
 from accel.op_builder import Impl
 from accel.ops import gradient
 
-Kernel = Callable[..., Tensor]
+Kernel = Callable[..., Any]
 
 CORE_NAMESPACE = "accel"
 
@@ -54,18 +54,23 @@ def _define(contract: Contract, namespace: str, name: str, qualified: str) -> Op
 
 
 def _run(contract: Contract, qualified: str) -> Kernel:
-    def run(*args: Any) -> Tensor:
-        # The dispatcher drops trailing arguments that equal their defaults.
-        result = _kernels[qualified](*contract.bind(args))
+    def own(result: Tensor, args: tuple[Any, ...]) -> Tensor:
         # A torch op must not return one of its inputs, and compiled code has been promised the
         # fake's strides.
         return result.clone() if any(result is arg for arg in args) else result.contiguous()
 
+    def run(*args: Any) -> Any:
+        # The dispatcher drops trailing arguments that equal their defaults.
+        found = _kernels[qualified](*contract.bind(args))
+        if contract.result_count == 1:
+            return own(found, args)
+        return tuple(own(result, args) for result in found)
+
     return run
 
 
-def _fake(contract: Contract) -> Callable[..., Tensor]:
-    def fake(*args: Any, **kwargs: Any) -> Tensor:
+def _fake(contract: Contract) -> Kernel:
+    def fake(*args: Any, **kwargs: Any) -> Any:
         bound = contract.bind(args, kwargs)
         contract.check(*bound)
         return contract.fake(*bound)
@@ -73,33 +78,33 @@ def _fake(contract: Contract) -> Callable[..., Tensor]:
     return fake
 
 
-def _save(contract: Contract) -> Callable[[Any, tuple[Any, ...], Tensor], None]:
-    count = contract.tensor_count
-
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        gradient.save(ctx, inputs[:count], inputs[count:])
+def _save(contract: Contract) -> Callable[[Any, tuple[Any, ...], Any], None]:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        gradient.save(contract, ctx, inputs)
 
     return save
 
 
-def _backward(contract: Contract) -> Callable[[Any, Tensor], tuple[Tensor | None, ...]]:
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return gradient.differentiate(contract, ctx, grad, ctx.options)
+def _backward(contract: Contract) -> Callable[..., tuple[Tensor | None, ...]]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return gradient.differentiate(contract, ctx, grads, ctx.options)
 
     return backward
 
 
-def _vmap(contract: Contract, op: OpOverload) -> Callable[..., tuple[Tensor, int]]:
+def _vmap(contract: Contract, op: OpOverload) -> Callable[..., tuple[Any, Any]]:
     """Rows are alike, so a batch of rows is more rows; anything else goes one by one."""
 
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         batched = [i for i, dim in enumerate(in_dims) if dim is not None]
-        if batched == [0]:
+        if batched == [0] and contract.rowwise:  # such an op has one result
             return op(args[0].movedim(in_dims[0], 0), *args[1:]), 0
-        results = [
+        found = [
             op(*(a.select(in_dims[i], n) if i in batched else a for i, a in enumerate(args)))
             for n in range(info.batch_size)
         ]
-        return torch.stack(results), 0
+        if contract.result_count == 1:
+            return torch.stack(found), 0
+        return tuple(map(torch.stack, zip(*found))), (0,) * contract.result_count
 
     return rule

@@ -12,7 +12,7 @@ from typing import Any
 from accel.contracts import CONTRACTS, Contract
 from accel.contracts.checks import FLOATS
 from accel.op_builder import Impl, OpBuilder
-from accel.torch_impls import linear, norm
+from accel.torch_impls import linear, logprob, norm, transformer
 
 TORCH = "torch"
 REFERENCE = "reference"
@@ -21,7 +21,13 @@ ANY_DEVICE = "*"
 _KERNELS: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
     "gated_linear": linear.gated_linear,
+    "lora_linear": linear.lora_linear,
     "rms_norm": norm.rms_norm,
+    "layer_norm": norm.layer_norm,
+    "rotary": transformer.rotary,
+    "attention": transformer.attention,
+    "embedding": transformer.embedding,
+    "logprob": logprob.logprob,
 }
 
 

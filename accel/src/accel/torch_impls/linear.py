@@ -1,4 +1,4 @@
-"""linear and gated_linear over torch's own matrix products."""
+"""linear, gated_linear and lora_linear over torch's own matrix products."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def gated_linear(
 ) -> Tensor:  # fmt: skip
     gate = activate(_wide(x, w_gate, b_gate), act)
     return (gate * _wide(x, w_up, b_up)).to(out_dtype or x.dtype)
+
+
+def lora_linear(
+    x: Tensor, w: Tensor, lora_a: Tensor, lora_b: Tensor, b: Tensor | None, scale: float,
+    out_dtype: torch.dtype | None,
+) -> Tensor:  # fmt: skip
+    share = _wide(_wide(x, lora_a, None), lora_b, None) * scale
+    return (_wide(x, w, b) + share).to(out_dtype or x.dtype)
 
 
 def _wide(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

@@ -5,15 +5,26 @@
 
 #include "vec_avx2.h"  // first: the others are written over its vectors
 
+#include "attention_rows.h"
+#include "layer_norm_rows.h"
 #include "linear_block.h"
+#include "linear_columns.h"
+#include "logprob_rows.h"
 #include "rms_norm_rows.h"
+#include "rotary_rows.h"
 
 namespace accel_cpu {
 
 const Kernels kAvx2Kernels = {
     "avx2",
     {linear_block<Widened<float>>, linear_block<Widened<bf16>>, linear_block<Widened<f16>>},
+    {linear_columns<WidenedColumns<float>>, linear_columns<WidenedColumns<bf16>>,
+     linear_columns<WidenedColumns<f16>>},
+    {logprob_rows<float>, logprob_rows<bf16>, logprob_rows<f16>},
     {rms_norm_rows<float>, rms_norm_rows<bf16>, rms_norm_rows<f16>},
+    {layer_norm_rows<float>, layer_norm_rows<bf16>, layer_norm_rows<f16>},
+    {rotary_rows<float>, rotary_rows<bf16>, rotary_rows<f16>},
+    {attention_block<float>, attention_block<bf16>, attention_block<f16>},
 };
 
 }  // namespace accel_cpu

@@ -1,32 +1,15 @@
 // The torch side: checks metadata, turns tensors into plain arguments (kernels.h) and registers the
 // ops. Schemas carry no fake kernel and no gradient: those come from the contracts, in Python.
-#include <ATen/Parallel.h>
-#include <ATen/core/DimVector.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
-#include <optional>
+#include <algorithm>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
-#include "kernels.h"
+#include "binding.h"
 
 namespace accel_cpu {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
-
-DType dtype_of(const char* op, const char* name, at::ScalarType type) {
-  switch (type) {
-    case at::kFloat: return DType::f32;
-    case at::kBFloat16: return DType::bf16;
-    case at::kHalf: return DType::f16;
-    default:
-      TORCH_CHECK(false, op, ": ", name, " is ", type, "; possible are Float, BFloat16 and Half");
-  }
-}
 
 Activation activation_of(const char* op, std::optional<std::string_view> act) {
   if (!act) return Activation::none;
@@ -36,45 +19,6 @@ Activation activation_of(const char* op, std::optional<std::string_view> act) {
   if (*act == "silu") return Activation::silu;
   TORCH_CHECK(false, op, ": act is '", *act,
               "'; possible are 'relu', 'gelu', 'gelu_tanh' and 'silu'");
-}
-
-// Elements from one row to the next where the leading dimensions collapse into rows of unit stride.
-std::optional<int64_t> row_stride(const at::Tensor& x) {
-  if (x.numel() == 0) return 0;
-  if (x.size(-1) > 1 && x.stride(-1) != 1) return std::nullopt;
-  int64_t stride = 0;
-  int64_t rows = 1;
-  for (int64_t d = x.dim() - 2; d >= 0; --d) {
-    if (x.size(d) == 1) continue;
-    if (rows == 1) stride = x.stride(d);
-    if (x.stride(d) != stride * rows) return std::nullopt;
-    rows *= x.size(d);
-  }
-  return stride;
-}
-
-// Reads x as it lies where it can be read as rows, else copies it; `x` keeps the copy alive.
-Matrix matrix_of(at::Tensor& x) {
-  if (!row_stride(x)) x = x.contiguous();
-  return {x.const_data_ptr(), *row_stride(x)};
-}
-
-const void* vector_of(OptionalTensor& b) {
-  if (!b) return nullptr;
-  b = b->contiguous();
-  return b->const_data_ptr();
-}
-
-void check_x(const char* op, const at::Tensor& x) {
-  TORCH_CHECK(x.dim() >= 1, op, ": x must be [..., K], but is a scalar");
-}
-
-void check_operand(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x,
-                   at::IntArrayRef shape) {
-  TORCH_CHECK(t.sizes() == shape, op, ": ", name, " has shape ", t.sizes(), "; beside x of shape ",
-              x.sizes(), " it must be ", shape);
-  TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " is ", t.scalar_type(),
-              "; it must have the dtype of x, ", x.scalar_type());
 }
 
 // A weight and its bias, under the names the schema gives them.
@@ -90,76 +34,152 @@ void check_projection(const char* op, const Projection& p, const at::Tensor& x, 
   if (p.b) check_operand(op, p.b_name, *p.b, x, {n});
 }
 
-at::Tensor run_linear(const char* op, at::Tensor x, Projection main, std::optional<Projection> up,
-                      std::optional<std::string_view> act,
-                      std::optional<at::ScalarType> out_dtype) {
-  check_x(op, x);
-  TORCH_CHECK(main.w.dim() == 2, op, ": ", main.w_name, " must be [N, K], but has shape ",
-              main.w.sizes());
-  const int64_t n = main.w.size(0);
-  check_projection(op, main, x, n);
-  if (up) check_projection(op, *up, x, n);
-  const at::ScalarType out_type = out_dtype.value_or(x.scalar_type());
+// Reads a weight, [n, k], as it lies where that is by rows or by columns, else copies it.
+Matrix weight_of(at::Tensor& w) {
+  const bool by_columns = !row_stride(w) && (w.stride(0) == 1 || w.size(0) == 1);
+  if (by_columns) return {w.const_data_ptr(), w.stride(1), true};
+  return matrix_of(w);
+}
 
+// The product x w^T + b as arguments, but for where it goes. `x` and `p` keep alive what those
+// point to.
+LinearArgs product_of(const char* op, at::Tensor& x, Projection& p, bool as_rows = false) {
+  check_x(op, x);
+  TORCH_CHECK(p.w.dim() == 2, op, ": ", p.w_name, " must be [N, K], but has shape ", p.w.sizes());
+  check_projection(op, p, x, p.w.size(0));
   LinearArgs args;
   args.dtype = dtype_of(op, "x", x.scalar_type());
-  args.out_dtype = dtype_of(op, "out_dtype", out_type);
-  args.act = activation_of(op, act);
-  at::DimVector shape(x.sizes());
-  shape.back() = n;
-  at::Tensor out = at::empty(shape, x.options().dtype(out_type));
-  if (out.numel() == 0) return out;
-
-  args.m = out.numel() / n;
-  args.n = n;
+  args.m = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
+  args.n = p.w.size(0);
   args.k = x.size(-1);
   args.x = matrix_of(x);
-  args.w = matrix_of(main.w);
-  args.bias = vector_of(main.b);
-  if (up) {
-    args.gated = true;
-    args.w_up = matrix_of(up->w);
-    args.bias_up = vector_of(up->b);
-  }
+  args.w = as_rows ? matrix_of(p.w) : weight_of(p.w);
+  args.bias = vector_of(p.b);
+  return args;
+}
+
+at::Tensor run(const char* op, LinearArgs args, const at::Tensor& x, at::ScalarType out_type) {
+  args.out_dtype = dtype_of(op, "out_dtype", out_type);
+  at::DimVector shape(x.sizes());
+  shape.back() = args.n;
+  at::Tensor out = at::empty(shape, x.options().dtype(out_type));
   args.out = out.mutable_data_ptr();
   // Asking torch also makes its thread count OpenMP's on a thread that has not used torch before.
   linear(args, at::get_num_threads());
   return out;
 }
 
-at::Tensor linear_native(const at::Tensor& x, const at::Tensor& w, const OptionalTensor& b,
+at::Tensor linear_native(at::Tensor x, const at::Tensor& w, const OptionalTensor& b,
                          std::optional<std::string_view> act,
                          std::optional<at::ScalarType> out_dtype) {
-  return run_linear("linear_native", x, {"w", w, "b", b}, std::nullopt, act, out_dtype);
+  const char* op = "linear_native";
+  Projection main{"w", w, "b", b};
+  LinearArgs args = product_of(op, x, main);
+  args.act = activation_of(op, act);
+  return run(op, args, x, out_dtype.value_or(x.scalar_type()));
 }
 
-at::Tensor gated_linear_native(const at::Tensor& x, const at::Tensor& w_gate,
-                               const at::Tensor& w_up, const OptionalTensor& b_gate,
-                               const OptionalTensor& b_up, std::string_view act,
-                               std::optional<at::ScalarType> out_dtype) {
-  return run_linear("gated_linear_native", x, {"w_gate", w_gate, "b_gate", b_gate},
-                    Projection{"w_up", w_up, "b_up", b_up}, act, out_dtype);
+at::Tensor gated_linear_native(at::Tensor x, const at::Tensor& w_gate, const at::Tensor& w_up,
+                               const OptionalTensor& b_gate, const OptionalTensor& b_up,
+                               std::string_view act, std::optional<at::ScalarType> out_dtype) {
+  const char* op = "gated_linear_native";
+  Projection gate{"w_gate", w_gate, "b_gate", b_gate}, up{"w_up", w_up, "b_up", b_up};
+  LinearArgs args = product_of(op, x, gate, true);
+  check_projection(op, up, x, args.n);
+  args.act = activation_of(op, act);
+  args.gated = true;
+  args.w_up = matrix_of(up.w);
+  args.bias_up = vector_of(up.b);
+  return run(op, args, x, out_dtype.value_or(x.scalar_type()));
 }
 
-at::Tensor rms_norm_native(const at::Tensor& x, const OptionalTensor& w, double eps) {
-  const char* op = "rms_norm_native";
+at::Tensor lora_linear_native(at::Tensor x, const at::Tensor& w, const at::Tensor& lora_a,
+                              at::Tensor lora_b, const OptionalTensor& b, double scale,
+                              std::optional<at::ScalarType> out_dtype) {
+  const char* op = "lora_linear_native";
+  Projection main{"w", w, "b", b}, inner{"lora_a", lora_a, "", std::nullopt};
+  LinearArgs args = product_of(op, x, main);
+  const LinearArgs down = product_of(op, x, inner, true);
+  check_operand(op, "lora_b", lora_b, x, {args.n, down.n});
+  const at::Tensor u = run(op, down, x, at::kFloat);
+  args.rank = down.n;
+  args.u = {u.const_data_ptr(), args.rank};
+  args.lora_b = matrix_of(lora_b);
+  args.scale = static_cast<float>(scale);
+  return run(op, args, x, out_dtype.value_or(x.scalar_type()));
+}
+
+// Of the logits of hidden rows no more than this is held at once, in fp32.
+constexpr int64_t kLogitBytes = 16 << 20;
+
+// Rows enough for kLogitBytes at a time: their logits, bit for bit those of linear with out_dtype
+// fp32, then what `args` asks of them.
+void logprob_of_hidden(LinearArgs product, LogprobArgs args, const at::TensorOptions& options,
+                       int threads) {
+  const int64_t m = args.m;
+  args.v = product.n;
+  if (m == 0) return;
+  const int64_t rows = std::min(m, std::max<int64_t>(kLogitBytes / (4 * args.v), 1));
+  const at::Tensor z = at::empty({rows, args.v}, options);
+  product.out = z.mutable_data_ptr();
+  args.z = {z.const_data_ptr(), args.v};
+  const int64_t row_bytes = product.x.stride * (product.dtype == DType::f32 ? 4 : 2);
+  for (int64_t done = 0; done < m; done += rows) {
+    product.m = args.m = std::min(rows, m - done);
+    linear(product, threads);
+    logprob(args, threads);
+    product.x.data = static_cast<const char*>(product.x.data) + rows * row_bytes;
+    args.ids += rows;
+    args.logprob += rows;
+    args.entropy += rows;
+  }
+}
+
+void check_ids(const char* op, const at::Tensor& ids, int64_t v) {
+  const int64_t* all = ids.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    TORCH_CHECK_INDEX(0 <= all[i] && all[i] < v, op, ": ids holds ", all[i],
+                      ", which is no logit's: V is ", v);
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor> logprob_native(at::Tensor x, const at::Tensor& ids,
+                                                  const OptionalTensor& w, const OptionalTensor& b,
+                                                  double scale, std::optional<double> softcap,
+                                                  double temperature) {
+  const char* op = "logprob_native";
   check_x(op, x);
-  if (w) check_operand(op, "w", *w, x, {x.size(-1)});
-  RmsNormArgs args;
-  args.dtype = dtype_of(op, "x", x.scalar_type());
-  args.eps = static_cast<float>(eps);
-  at::Tensor out = at::empty(x.sizes(), x.options());
-  if (out.numel() == 0) return out;
+  const at::IntArrayRef shape = x.sizes().slice(0, x.dim() - 1);
+  TORCH_CHECK(ids.scalar_type() == at::kLong && ids.sizes() == shape, op, ": ids is ",
+              ids.scalar_type(), " of shape ", ids.sizes(), "; beside x of shape ", x.sizes(),
+              " it must be Long of shape ", shape);
+  TORCH_CHECK(w || !b, op, ": b is given without w; x is the logits then, and b must be None");
+  TORCH_CHECK(!softcap || *softcap > 0, op, ": softcap is ", *softcap, "; it must be more than 0");
 
-  at::Tensor rows = x;
-  OptionalTensor weight = w;
-  args.k = x.size(-1);
-  args.m = x.numel() / args.k;
-  args.x = matrix_of(rows);
-  args.w = vector_of(weight);
-  args.out = out.mutable_data_ptr();
-  rms_norm(args, at::get_num_threads());
-  return out;
+  const at::TensorOptions options = x.options().dtype(at::kFloat);
+  const at::Tensor chosen = at::empty(shape, options), entropy = at::empty(shape, options);
+  const at::Tensor rows_ids = ids.contiguous();
+  LogprobArgs args;
+  args.ids = rows_ids.const_data_ptr<int64_t>();
+  args.logprob = chosen.mutable_data_ptr<float>();
+  args.entropy = entropy.mutable_data_ptr<float>();
+  args.m = ids.numel();
+  args.scale = static_cast<float>(scale);
+  args.softcap = static_cast<float>(softcap.value_or(0));
+  args.temperature = static_cast<float>(temperature);
+  if (w) {
+    Projection head{"w", *w, "b", b};
+    const LinearArgs product = product_of(op, x, head);
+    check_ids(op, rows_ids, product.n);
+    logprob_of_hidden(product, args, options, at::get_num_threads());
+  } else {
+    args.v = x.size(-1);
+    args.dtype = dtype_of(op, "x", x.scalar_type());
+    args.z = matrix_of(x);
+    check_ids(op, rows_ids, args.v);
+    logprob(args, at::get_num_threads());
+  }
+  return {chosen, entropy};
 }
 
 std::string isa() { return kernels().isa; }
@@ -174,7 +194,14 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
       "gated_linear_native(Tensor x, Tensor w_gate, Tensor w_up, Tensor? b_gate=None, "
       "Tensor? b_up=None, str act=\"silu\", ScalarType? out_dtype=None) -> Tensor",
       tags);
-  m.def("rms_norm_native(Tensor x, Tensor? w=None, float eps=1e-06) -> Tensor", tags);
+  m.def(
+      "lora_linear_native(Tensor x, Tensor w, Tensor lora_a, Tensor lora_b, Tensor? b=None, "
+      "float scale=1.0, ScalarType? out_dtype=None) -> Tensor",
+      tags);
+  m.def(
+      "logprob_native(Tensor x, Tensor ids, Tensor? w=None, Tensor? b=None, float scale=1.0, "
+      "float? softcap=None, float temperature=1.0) -> (Tensor, Tensor)",
+      tags);
   m.def("isa() -> str", tags);
   m.impl("isa", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(isa));
 }
@@ -182,7 +209,8 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
 TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
   m.impl("linear_native", TORCH_FN(linear_native));
   m.impl("gated_linear_native", TORCH_FN(gated_linear_native));
-  m.impl("rms_norm_native", TORCH_FN(rms_norm_native));
+  m.impl("lora_linear_native", TORCH_FN(lora_linear_native));
+  m.impl("logprob_native", TORCH_FN(logprob_native));
 }
 
 }  // namespace

@@ -38,6 +38,11 @@ void round_to(T* out, const float* a, int64_t size) {
   for_each_vector(size, [=](int64_t i, auto... n) { store(out + i, load(a + i, n...), n...); });
 }
 
+template <class T>
+void widen_to(float* out, const T* a, int64_t size) {
+  for_each_vector(size, [=](int64_t i, auto... n) { store(out + i, load(a + i, n...), n...); });
+}
+
 void round_to(DType dtype, void* out, int64_t offset, const float* a, int64_t size) {
   switch (dtype) {
     case DType::f32: return round_to(static_cast<float*>(out) + offset, a, size);

@@ -1,4 +1,4 @@
-// The plain C++ interface between the torch binding and the kernels. Only binding.cpp includes
+// The plain C++ interface between the torch bindings and the kernels. Only binding*.cpp include
 // torch headers: they cost 7 of the 10 seconds the library takes to build on two cores.
 //
 // One shared library serves every CPU: the files below are compiled with their own flags and
@@ -6,7 +6,7 @@
 // never -ffast-math.
 //
 //   file              instruction set   flags of its own (the files with any are empty off x86-64)
-//   binding.cpp       any               torch's include paths, -std and ABI
+//   binding*.cpp      any               torch's include paths, -std and ABI
 //   dispatch.cpp      any
 //   parallel.cpp      any
 //   scalar.cpp        any
@@ -32,15 +32,20 @@ enum class Activation { none, relu, gelu, gelu_tanh, silu };
 struct Matrix {
   const void* data = nullptr;
   int64_t stride = 0;
+  bool by_columns = false;  // lies as [k, rows]: unit stride between rows, `stride` between k
 };
 
 struct LinearArgs {
   Matrix x;                       // [m, k]
-  Matrix w;                       // [n, k]
+  Matrix w;                       // [n, k], without w_up also by columns
   const void* bias = nullptr;     // [n]
   bool gated = false;             // out = act(x w^T + bias) * (x w_up^T + bias_up)
   Matrix w_up;                    // [n, k]
   const void* bias_up = nullptr;  // [n]
+  int64_t rank = 0;               // with any: out = x w^T + bias + scale * (u lora_b^T)
+  Matrix u;                       // [m, rank], fp32
+  Matrix lora_b;                  // [n, rank]
+  float scale = 1;
   void* out = nullptr;            // [m, n], contiguous
   int64_t m = 0, n = 0, k = 0;
   DType dtype = DType::f32;       // of x, w and the biases
@@ -57,6 +62,87 @@ struct RmsNormArgs {
   DType dtype = DType::f32;
 };
 
+struct LayerNormArgs {
+  Matrix x;                 // [m, k]
+  const void* w = nullptr;  // [k]
+  const void* b = nullptr;  // [k]
+  void* out = nullptr;      // [m, k], contiguous
+  int64_t m = 0, k = 0;
+  float eps = 0;
+  DType dtype = DType::f32;
+};
+
+// [rows, heads, width] with unit stride inside a head; strides count elements.
+struct Heads {
+  const void* data = nullptr;
+  int64_t row = 0, head = 0;
+};
+
+struct RotaryArgs {
+  Heads x;              // [m, h, d]
+  Matrix cos, sin;      // [m, r], fp32
+  void* out = nullptr;  // [m, h, d], contiguous
+  int64_t m = 0, h = 0, d = 0, r = 0;
+  bool interleaved = false;
+  DType dtype = DType::f32;  // of x
+};
+
+struct EmbeddingArgs {
+  const int64_t* ids = nullptr;  // [m], each in [0, v)
+  Matrix w;                      // [v, k], of any dtype
+  void* out = nullptr;           // [m, k], contiguous
+  int64_t m = 0, k = 0;
+  int64_t element_size = 0;  // bytes
+};
+
+// The queries of one sequence and the keys they see.
+struct Span {
+  int64_t q_start, q_len, k_start, k_len;
+};
+
+struct AttentionArgs {
+  Heads q;                      // [m, h, d]
+  Heads k;                      // [n, g, d]
+  Heads v;                      // [n, g, e]
+  const Span* spans = nullptr;  // [span_count], of disjoint queries
+  void* out = nullptr;          // [m, h, e], contiguous; only the queries of spans are written
+  int64_t span_count = 0;
+  int64_t h = 0, g = 0, d = 0, e = 0;
+  float scale = 1;
+  bool causal = true;
+  DType dtype = DType::f32;
+};
+
+// Rows [r0, r1) of a span beside one kv head: with h / g heads to a kv head, row r is query
+// r / (h / g) of the span in the head r % (h / g) of them.
+struct AttentionBlock {
+  int64_t span, kv_head, r0, r1;
+};
+
+// The most rows of a block, a multiple of the tallest tile, 6, and the keys they take at a time.
+constexpr int64_t kAttentionRows = 48;
+constexpr int64_t kAttentionKeys = 64;
+
+// What a thread works in.
+struct AttentionScratch {
+  float* q;    // [kAttentionRows, d]
+  float* out;  // [kAttentionRows, e]
+  float* k;    // [kAttentionKeys, d]
+  float* v;    // [kAttentionKeys, e]
+};
+
+struct LogprobArgs {
+  Matrix z;                      // [m, v], the logits
+  const int64_t* ids = nullptr;  // [m], each in [0, v)
+  float* logprob = nullptr;      // [m]
+  float* entropy = nullptr;      // [m]
+  int64_t m = 0, v = 0;
+  float scale = 1;
+  float softcap = 0;  // none
+  float temperature = 1;
+  DType dtype = DType::f32;  // of z
+};
+
 // A block of the output: rows [m0, m1), columns [n0, n1).
 struct Block {
   int64_t m0, m1, n0, n1;
@@ -64,20 +150,33 @@ struct Block {
 
 // The widest block: its fp32 results wait on the thread's stack. A multiple of the widest tile, 8.
 constexpr int64_t kMaxBlockColumns = 96;
+// Of linear_columns, whose sums wait for all of k: rows times columns, 64 KiB of the stack.
+constexpr int64_t kMaxBlockSums = 16384;
+// Its widest tile.
+constexpr int64_t kColumnTile = 64;
+// Consecutive k it sums before it adds them to the others.
+constexpr int64_t kColumnChunk = 64;
 
 // What one instruction set implements, indexed by DType. These run on the calling thread.
 struct Kernels {
   const char* isa;
   void (*linear[kDTypes])(const LinearArgs&, const Block&);
+  void (*linear_columns[kDTypes])(const LinearArgs&, const Block&);  // w by columns
+  void (*logprob[kDTypes])(const LogprobArgs&, int64_t m0, int64_t m1);
   void (*rms_norm[kDTypes])(const RmsNormArgs&, int64_t m0, int64_t m1);
+  void (*layer_norm[kDTypes])(const LayerNormArgs&, int64_t m0, int64_t m1);
+  void (*rotary[kDTypes])(const RotaryArgs&, int64_t m0, int64_t m1);
+  void (*attention[kDTypes])(const AttentionArgs&, const AttentionBlock&, const AttentionScratch&);
 };
 
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
-// Takes the place of linear for bf16 in kAvx512Kernels where the CPU has AVX512_BF16.
+// Take the places of linear and linear_columns for bf16 in kAvx512Kernels where the CPU has
+// AVX512_BF16.
 void linear_block_bf16_pairs(const LinearArgs&, const Block&);
+void linear_columns_bf16_pairs(const LinearArgs&, const Block&);
 #endif
 
 // The kernels in use: the best this CPU has, or the ones ACCEL_CPU_ISA names. Decided once, on the
@@ -88,5 +187,10 @@ const Kernels& kernels();
 // where the work is small.
 void linear(const LinearArgs& args, int threads);
 void rms_norm(const RmsNormArgs& args, int threads);
+void layer_norm(const LayerNormArgs& args, int threads);
+void rotary(const RotaryArgs& args, int threads);
+void embedding(const EmbeddingArgs& args, int threads);
+void attention(const AttentionArgs& args, int threads);
+void logprob(const LogprobArgs& args, int threads);
 
 }  // namespace accel_cpu

@@ -1,5 +1,5 @@
-// One block of linear or gated_linear on one thread, written over the vectors of the vec_*.h
-// included before it.
+// One block of linear, gated_linear or lora_linear on one thread, written over the vectors of the
+// vec_*.h included before it.
 //
 // Every output is summed in one order, whatever is computed beside it: lane l of its one
 // accumulator takes k = l, l + lanes, l + 2 lanes, ... (pairs of k where an instruction multiplies
@@ -16,14 +16,18 @@
 namespace accel_cpu {
 namespace {
 
-// How a dot product reads its operands. This one widens them to fp32 as it loads.
-template <class T>
+// How a dot product reads its operands, rows of x and rows of w. This one widens them to fp32 as it
+// loads.
+template <class T, class X = T>
 struct Widened {
   using Element = T;
+  using XElement = X;
   using Operand = Vec;
   static constexpr int kStep = kLanes;
-  static Operand load(const T* p) { return accel_cpu::load(p); }
-  static Operand load(const T* p, int n) { return accel_cpu::load(p, n); }
+  template <class E, class... N>
+  static Operand load(const E* p, N... n) {
+    return accel_cpu::load(p, n...);
+  }
   static Vec madd(Operand a, Operand b, Vec acc) { return accel_cpu::madd(a, b, acc); }
 };
 
@@ -37,8 +41,9 @@ using Sums = float[kMaxTileRows][kMaxBlockColumns];
 // rows of w the next tile reads. Prefetching them into L2 lifts what a small M gets from memory, at
 // M=4 from 27 to 41 GB/s (fp32, K=1024, N=4096, two Zen 4 cores that can read 52); into L1 it gains
 // nothing. An address past the end of w is harmless.
-template <class Dot, int R, int C, class T = typename Dot::Element>
-void dot_tile(const T* const (&x)[R], const T* const (&w)[C], ptrdiff_t ahead, int64_t k, Sums& out,
+template <class Dot, int R, int C>
+void dot_tile(const typename Dot::XElement* const (&x)[R],
+              const typename Dot::Element* const (&w)[C], ptrdiff_t ahead, int64_t k, Sums& out,
               int64_t column) {
   static_assert(C % 4 == 0, "reduce4 takes four columns");
   // Unrolled by request, or GCC keeps the accumulators of the larger tiles in memory.
@@ -69,9 +74,10 @@ void dot_tile(const T* const (&x)[R], const T* const (&w)[C], ptrdiff_t ahead, i
 template <class Dot, int R, class T = typename Dot::Element>
 void dot_rows(const Matrix& x, int64_t m, const Matrix& w, const Block& block, int64_t k,
               Sums& out) {
+  using X = typename Dot::XElement;
   constexpr int C = tile_columns(R);
-  const T* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = static_cast<const T*>(x.data) + (m + r) * x.stride;
+  const X* rows[R];
+  for (int r = 0; r < R; ++r) rows[r] = static_cast<const X*>(x.data) + (m + r) * x.stride;
   for (int64_t n = block.n0; n < block.n1; n += C) {
     // Past the block's last column the tile repeats that column; nothing reads those sums.
     const int64_t last = block.n1 - 1 - n;
@@ -94,25 +100,44 @@ void dot_rows(int rows, const Matrix& x, int64_t m, const Matrix& w, const Block
   }
 }
 
+inline void add_scaled_in_place(float* a, const float* b, float scale, int64_t size) {
+  for_each_vector(size, [=](int64_t i, auto... n) {
+    store(a + i, madd(broadcast(scale), load(b + i, n...), load(a + i, n...)), n...);
+  });
+}
+
+// From the sums of row m, columns from n on, to its results. `other` holds the sums of x w_up^T or
+// of u lora_b^T where there is one.
+template <class T>
+void finish_row(const LinearArgs& args, int64_t m, int64_t n, int64_t columns, float* sums,
+                float* other) {
+  if (args.bias) add_in_place(sums, static_cast<const T*>(args.bias) + n, columns);
+  activate_in_place(args.act, sums, columns);
+  if (args.gated) {
+    if (args.bias_up) add_in_place(other, static_cast<const T*>(args.bias_up) + n, columns);
+    multiply_in_place(sums, other, columns);
+  }
+  if (args.rank) add_scaled_in_place(sums, other, args.scale, columns);
+  round_to(args.out_dtype, args.out, m * args.n + n, sums, columns);
+}
+
+// The adapter's share of an output, u lora_b^T.
+template <class T>
+void dot_adapter(int rows, const LinearArgs& args, int64_t m, const Block& block, Sums& out) {
+  dot_rows<Widened<T, float>>(rows, args.u, m, args.lora_b, block, args.rank, out);
+}
+
 template <class Dot>
 void linear_block(const LinearArgs& args, const Block& block) {
   using T = typename Dot::Element;
-  const int64_t columns = block.n1 - block.n0;
-  Sums sums, up;
+  Sums sums, other;
   for (int64_t m = block.m0; m < block.m1; m += kMaxTileRows) {
     const int rows = static_cast<int>(block.m1 - m < kMaxTileRows ? block.m1 - m : kMaxTileRows);
     dot_rows<Dot>(rows, args.x, m, args.w, block, args.k, sums);
-    if (args.gated) dot_rows<Dot>(rows, args.x, m, args.w_up, block, args.k, up);
+    if (args.gated) dot_rows<Dot>(rows, args.x, m, args.w_up, block, args.k, other);
+    if (args.rank) dot_adapter<T>(rows, args, m, block, other);
     for (int r = 0; r < rows; ++r) {
-      if (args.bias) add_in_place(sums[r], static_cast<const T*>(args.bias) + block.n0, columns);
-      activate_in_place(args.act, sums[r], columns);
-      if (args.gated) {
-        if (args.bias_up) {
-          add_in_place(up[r], static_cast<const T*>(args.bias_up) + block.n0, columns);
-        }
-        multiply_in_place(sums[r], up[r], columns);
-      }
-      round_to(args.out_dtype, args.out, (m + r) * args.n + block.n0, sums[r], columns);
+      finish_row<T>(args, m + r, block.n0, block.n1 - block.n0, sums[r], other[r]);
     }
   }
 }

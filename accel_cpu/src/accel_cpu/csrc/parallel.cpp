@@ -1,6 +1,8 @@
 // Cuts an op into blocks and deals them to the OpenMP threads. No cut changes a result (see
 // linear_block.h).
 #include <algorithm>
+#include <cstring>
+#include <vector>
 
 #include "kernels.h"
 
@@ -20,23 +22,77 @@ constexpr int64_t kWeightBytes = 384 << 10;
 // Below these, a second thread gains less than waking it may cost. With the threads awake two break
 // even at 30k multiply-adds, 1.6 us (Zen 4); asleep they take several times that.
 constexpr int64_t kLinearGrain = 100'000;  // multiply-adds
-constexpr int64_t kRmsNormGrain = 32'768;  // elements
+constexpr int64_t kRmsNormGrain = 32'768;  // elements; also of layer_norm, rotary and embedding
+constexpr int64_t kLogprobGrain = 8'192;   // logits, each with its exponential
+constexpr int64_t kAttentionGrain = kLinearGrain;
+
+// How to cut [m, n] into blocks of rows and columns.
+struct Cut {
+  int64_t rows, columns;
+};
+
+// Four blocks a thread even out cores of uneven speed.
+int64_t rows_of_blocks(const LinearArgs& args, int64_t columns, int threads) {
+  const int64_t wanted = ceil_div(4 * threads, ceil_div(args.n, columns));
+  return round_up(ceil_div(args.m, wanted), kTileRows);
+}
+
+Cut cut_rows_of_w(const LinearArgs& args, int threads) {
+  const int64_t row_bytes = args.k * size_of(args.dtype) * (args.gated ? 2 : 1);
+  const int64_t wanted = std::min({kWeightBytes / std::max<int64_t>(row_bytes, 1),
+                                   ceil_div(args.n, threads), kMaxBlockColumns});
+  const int64_t columns = round_up(std::max<int64_t>(wanted, 1), kTileColumns);
+  return {rows_of_blocks(args, columns, threads), columns};
+}
+
+// By columns a block goes through w chunk after chunk, and through each chunk's rows from end to
+// end: the longer those are, the better memory is read. So few rows of x take many columns.
+constexpr int64_t kMaxBlockRows = 96;
+
+Cut cut_columns_of_w(const LinearArgs& args, int threads) {
+  const int64_t wanted = std::min({kWeightBytes / (kColumnChunk * size_of(args.dtype)),
+                                   kMaxBlockSums / std::min(args.m, kMaxBlockRows),
+                                   ceil_div(args.n, 4 * threads) + kColumnTile - 1});
+  const int64_t columns = std::max<int64_t>(wanted / kColumnTile * kColumnTile, kColumnTile);
+  return {std::min(rows_of_blocks(args, columns, threads), kMaxBlockRows), columns};
+}
+
+// Deals m rows of k elements each to the threads, as f(m0, m1).
+template <class F>
+void for_rows(int64_t m, int64_t k, int threads, F f) {
+  if (m == 0 || k == 0) return;
+  if (m * k < kRmsNormGrain) threads = 1;
+  const int64_t chunk = ceil_div(m, 4 * threads);
+#pragma omp parallel for schedule(dynamic) if (threads > 1)
+  for (int64_t m0 = 0; m0 < m; m0 += chunk) f(m0, std::min(m, m0 + chunk));
+}
+
+// The calling thread's own, kept for its next block and its next call.
+AttentionScratch attention_scratch(int64_t d, int64_t e) {
+  constexpr int64_t kAlign = 64;  // bytes, a vector of AVX-512
+  thread_local std::vector<float> memory;
+  const size_t wanted = (kAttentionRows + kAttentionKeys) * (d + e) + kAlign / sizeof(float);
+  if (memory.size() < wanted) memory.resize(wanted);
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory.data());
+  float* q = reinterpret_cast<float*>(round_up(address, kAlign));
+  float* out = q + kAttentionRows * d;
+  float* k = out + kAttentionRows * e;
+  return {q, out, k, k + kAttentionKeys * d};
+}
 
 }  // namespace
 
 void linear(const LinearArgs& args, int threads) {
   if (args.m == 0 || args.n == 0) return;
-  const auto block = kernels().linear[static_cast<int>(args.dtype)];
-  const int64_t matrices = args.gated ? 2 : 1;
-  if (args.m * args.n * std::max<int64_t>(args.k, 1) * matrices < kLinearGrain) threads = 1;
+  const bool by_columns = args.w.by_columns;
+  const auto& blocks = by_columns ? kernels().linear_columns : kernels().linear;
+  const auto block = blocks[static_cast<int>(args.dtype)];
+  const int64_t depth = args.k * (args.gated ? 2 : 1) + args.rank;
+  if (args.m * args.n * std::max<int64_t>(depth, 1) < kLinearGrain) threads = 1;
 
-  const int64_t row_bytes = std::max<int64_t>(args.k * size_of(args.dtype) * matrices, 1);
-  const int64_t wanted =
-      std::min({kWeightBytes / row_bytes, ceil_div(args.n, threads), kMaxBlockColumns});
-  const int64_t columns = round_up(std::max<int64_t>(wanted, 1), kTileColumns);
+  const Cut cut = by_columns ? cut_columns_of_w(args, threads) : cut_rows_of_w(args, threads);
+  const int64_t rows = cut.rows, columns = cut.columns;
   const int64_t column_blocks = ceil_div(args.n, columns);
-  // Four blocks a thread even out cores of uneven speed.
-  const int64_t rows = round_up(ceil_div(args.m, ceil_div(4 * threads, column_blocks)), kTileRows);
   const int64_t row_blocks = ceil_div(args.m, rows);
 
   // Not num_threads(): libgomp rebuilds its pool whenever that changes, and PyTorch shares it.
@@ -50,12 +106,56 @@ void linear(const LinearArgs& args, int threads) {
 }
 
 void rms_norm(const RmsNormArgs& args, int threads) {
-  if (args.m == 0 || args.k == 0) return;
   const auto rows = kernels().rms_norm[static_cast<int>(args.dtype)];
-  if (args.m * args.k < kRmsNormGrain) threads = 1;
-  const int64_t chunk = ceil_div(args.m, 4 * threads);
+  for_rows(args.m, args.k, threads, [&](int64_t m0, int64_t m1) { rows(args, m0, m1); });
+}
+
+void layer_norm(const LayerNormArgs& args, int threads) {
+  const auto rows = kernels().layer_norm[static_cast<int>(args.dtype)];
+  for_rows(args.m, args.k, threads, [&](int64_t m0, int64_t m1) { rows(args, m0, m1); });
+}
+
+void rotary(const RotaryArgs& args, int threads) {
+  const auto rows = kernels().rotary[static_cast<int>(args.dtype)];
+  for_rows(args.m, args.h * args.d, threads, [&](int64_t m0, int64_t m1) { rows(args, m0, m1); });
+}
+
+void embedding(const EmbeddingArgs& args, int threads) {
+  const char* w = static_cast<const char*>(args.w.data);
+  char* out = static_cast<char*>(args.out);
+  const int64_t stride = args.w.stride * args.element_size, bytes = args.k * args.element_size;
+  for_rows(args.m, args.k, threads, [&](int64_t m0, int64_t m1) {
+    for (int64_t m = m0; m < m1; ++m) {
+      std::memcpy(out + m * bytes, w + args.ids[m] * stride, bytes);
+    }
+  });
+}
+
+void attention(const AttentionArgs& args, int threads) {
+  const auto run = kernels().attention[static_cast<int>(args.dtype)];
+  std::vector<AttentionBlock> blocks;
+  int64_t work = 0;
+  for (int64_t s = 0; s < args.span_count; ++s) {
+    const int64_t rows = args.spans[s].q_len * (args.h / args.g);
+    work += rows * args.g * args.spans[s].k_len * (args.d + args.e);
+    for (int64_t head = 0; head < args.g; ++head) {
+      for (int64_t r = 0; r < rows; r += kAttentionRows) {
+        blocks.push_back({s, head, r, std::min(rows, r + kAttentionRows)});
+      }
+    }
+  }
+  if (work < kAttentionGrain) threads = 1;
+  const int64_t count = static_cast<int64_t>(blocks.size());
 #pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t m = 0; m < args.m; m += chunk) rows(args, m, std::min(args.m, m + chunk));
+  for (int64_t i = 0; i < count; ++i) run(args, blocks[i], attention_scratch(args.d, args.e));
+}
+
+void logprob(const LogprobArgs& args, int threads) {
+  if (args.m == 0) return;
+  const auto rows = kernels().logprob[static_cast<int>(args.dtype)];
+  if (args.m * args.v < kLogprobGrain) threads = 1;
+#pragma omp parallel for schedule(dynamic) if (threads > 1)
+  for (int64_t m = 0; m < args.m; ++m) rows(args, m, m + 1);
 }
 
 }  // namespace accel_cpu

@@ -80,7 +80,42 @@ inline Vec add(Vec a, Vec b) {
 inline Vec mul(Vec a, Vec b) {
   return lanes([&](int i) { return a.lane[i] * b.lane[i]; });
 }
+inline Vec div(Vec a, Vec b) {
+  return lanes([&](int i) { return a.lane[i] / b.lane[i]; });
+}
+inline Vec sub(Vec a, Vec b) {
+  return lanes([&](int i) { return a.lane[i] - b.lane[i]; });
+}
 inline Vec madd(Vec a, Vec b, Vec acc) { return add(mul(a, b), acc); }
+// b where either is NaN.
+inline Vec max(Vec a, Vec b) {
+  return lanes([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline Vec min(Vec a, Vec b) {
+  return lanes([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+// a < b ? yes : no
+inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+  return lanes([&](int i) { return a.lane[i] < b.lane[i] ? yes.lane[i] : no.lane[i]; });
+}
+inline Vec lane_index() {
+  return lanes([](int i) { return static_cast<float>(i); });
+}
+
+// To nearest, ties to even; |a| < 2^22.
+inline Vec round_to_integer(Vec a) { return sub(add(a, broadcast(0x3p22f)), broadcast(0x3p22f)); }
+
+// a 2^n, rounded once, for an integer n in [-252, 254] and a neither tiny nor huge. A NaN needs no
+// care: any n will do where a is one too.
+inline Vec scale_by_exp2(Vec a, Vec n) {
+  return lanes([&](int i) {
+    // 2^23 + 2^22 + n holds n in its low bits, as two's complement.
+    const int32_t whole = static_cast<int32_t>(bits_of(n.lane[i] + 0x3p22f) - bits_of(0x3p22f));
+    const int32_t half = whole >> 1;
+    const float low = float_of(static_cast<uint32_t>(half + 127) << 23);
+    return a.lane[i] * low * float_of(static_cast<uint32_t>(whole - half + 127) << 23);
+  });
+}
 
 template <class T>
 inline Vec load(const T* p) {

@@ -43,6 +43,16 @@ def sum_split_by_threads(kernel: Kernel) -> Kernel:
     return faulty
 
 
+@fault("rows", "rows/*", op="attention", shape_invariant=True)
+def prompt_summed_backwards(kernel: Kernel) -> Kernel:
+    """As when prompts have a kernel of their own, with another order of the sum over D."""
+
+    def faulty(q: Tensor, k: Tensor, *rest: Any) -> Any:
+        return kernel(q.flip(-1), k.flip(-1), *rest) if len(q) >= TALL else kernel(q, k, *rest)
+
+    return faulty
+
+
 @fault("repeatable", "ops/*", "gradients/*", also="contained rows unharmed")
 def sum_in_any_order(kernel: Kernel) -> Kernel:
     """As with atomic additions: the order of the sum changes from call to call."""

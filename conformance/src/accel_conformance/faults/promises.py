@@ -59,6 +59,23 @@ def slope_forgotten(right: Formula) -> Formula:
     return lambda grad, needs, x, w, b, act, out: right(grad, needs, x, w, b, None, out)
 
 
+@fault("gradient", "gradients/*", op="embedding", role="backward")
+def repeated_ids_overwritten(right: Formula) -> Formula:
+    """The gradient of a row of the table is that of one of its uses, where it is their sum."""
+
+    def backward(grad: Tensor, needs: Any, ids: Tensor, w: Tensor) -> Any:
+        dw = torch.zeros_like(w)
+        dw[ids.reshape(-1)] = grad.reshape(ids.numel(), w.shape[1])
+        return None, dw
+
+    return backward
+
+
+@fault("gradient", "gradients/*", op="logprob", role="backward")
+def entropy_without_gradient(right: Formula) -> Formula:
+    return lambda grads, *rest: right((grads[0], None), *rest)
+
+
 @fault("gradient", "gradients/*/batched", role="backward")
 def last_batch_only(right: Formula) -> Formula:
     """A tiled backward that overwrites the weight's gradient where it should add to it."""

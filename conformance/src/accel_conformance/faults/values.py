@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accel.contracts import LINEAR
 from accel.contracts.activation import activate
 from accel_conformance.faults.planting import Kernel, fault
 
@@ -107,6 +108,50 @@ def one_wrong_element(kernel: Kernel) -> Kernel:
 @fault("accuracy", "ops/*", op="rms_norm")
 def epsilon_forgotten(kernel: Kernel) -> Kernel:
     return lambda x, w, eps: kernel(x, w, 0.0)
+
+
+@fault("accuracy", "ops/*", op="lora_linear")
+def adapter_unscaled(kernel: Kernel) -> Kernel:
+    return lambda x, w, lora_a, lora_b, b, scale, out: kernel(x, w, lora_a, lora_b, b, 1.0, out)
+
+
+@fault("accuracy", "ops/*interleaved*", also="contained", op="rotary")
+def halves_for_pairs(kernel: Kernel) -> Kernel:
+    return lambda x, cos, sin, interleaved: kernel(x, cos, sin, False)
+
+
+@fault("accuracy", "ops/*", also="contained", op="attention")
+def aligned_at_the_start(kernel: Kernel) -> Kernel:
+    """The first query of a span sees one key, whatever lies before it in the cache."""
+
+    def faulty(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool, scale: Any) -> Tensor:
+        if causal:
+            spans = torch.stack([*spans[:, :3].t(), spans[:, [1, 3]].amin(1)], 1)
+        return kernel(q, k, v, spans, causal, scale)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*/bfloat16/*", "ops/*/float16/*", also="bad_input", op="logprob")
+def logits_rounded(kernel: Kernel) -> Kernel:
+    """To x's dtype, as by the sampler that a trainer then does not agree with."""
+
+    def faulty(x: Tensor, ids: Tensor, w: Tensor | None, b: Tensor | None, *rest: Any) -> Any:
+        z = x if w is None else LINEAR.reference(x, w, b)
+        return kernel(z, ids, None, None, *rest)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*/logits_filtered", op="logprob")
+def nothing_times_infinity(kernel: Kernel) -> Kernel:
+    """A filtered logit's probability of 0 times the logit."""
+
+    def faulty(x: Tensor, ids: Tensor, *rest: Any) -> Any:
+        chosen, entropy = kernel(x, ids, *rest)
+        return chosen, entropy + 0 * x.sum(-1)
+
+    return faulty
 
 
 @fault("result", "ops/*/out_fp32", "ops/*/out_bf16")

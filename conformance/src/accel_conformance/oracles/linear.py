@@ -1,6 +1,7 @@
-"""linear and gated_linear in float64: sums written as sums over named indices.
+"""linear, gated_linear and lora_linear in float64: sums written as sums over named indices.
 
 m: a row, all leading dimensions together · k: what is summed over · n: a column of the result
+r: a column of the inner product
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from accel_conformance.oracles.summed import Summed
 
 
 def linear(x: Array, w: Array, b: Array | None, act: str | None, out_dtype: Any = None) -> Array:
-    return activate(_affine(x, w, b), act)
+    return activate(affine(x, w, b), act)
 
 
 def linear_gradient(
     grad: Array, x: Array, w: Array, b: Array | None, act: str | None, out_dtype: Any = None
 ) -> tuple[Summed | None, ...]:
-    dx, dw, db = _affine_gradient(grad * slope(_affine(x, w, b), act), x, w)
+    dx, dw, db = affine_gradient(grad * slope(affine(x, w, b), act), x, w)
     return dx, dw, None if b is None else db, None, None
 
 
@@ -29,16 +30,16 @@ def gated_linear(
     x: Array, w_gate: Array, w_up: Array, b_gate: Array | None, b_up: Array | None, act: str,
     out_dtype: Any = None,
 ) -> Array:  # fmt: skip
-    return activate(_affine(x, w_gate, b_gate), act) * _affine(x, w_up, b_up)
+    return activate(affine(x, w_gate, b_gate), act) * affine(x, w_up, b_up)
 
 
 def gated_linear_gradient(
     grad: Array, x: Array, w_gate: Array, w_up: Array, b_gate: Array | None, b_up: Array | None,
     act: str, out_dtype: Any = None,
 ) -> tuple[Summed | None, ...]:  # fmt: skip
-    gate, up = _affine(x, w_gate, b_gate), _affine(x, w_up, b_up)
-    dx_gate, dw_gate, db_gate = _affine_gradient(grad * up * slope(gate, act), x, w_gate)
-    dx_up, dw_up, db_up = _affine_gradient(grad * activate(gate, act), x, w_up)
+    gate, up = affine(x, w_gate, b_gate), affine(x, w_up, b_up)
+    dx_gate, dw_gate, db_gate = affine_gradient(grad * up * slope(gate, act), x, w_gate)
+    dx_up, dw_up, db_up = affine_gradient(grad * activate(gate, act), x, w_up)
     return (
         dx_gate + dx_up,
         dw_gate,
@@ -50,12 +51,29 @@ def gated_linear_gradient(
     )
 
 
-def _affine(x: Array, w: Array, b: Array | None) -> Array:
+def lora_linear(
+    x: Array, w: Array, lora_a: Array, lora_b: Array, b: Array | None, scale: float,
+    out_dtype: Any = None,
+) -> Array:  # fmt: skip
+    return affine(x, w, b) + scale * affine(affine(x, lora_a, None), lora_b, None)
+
+
+def lora_linear_gradient(
+    grad: Array, x: Array, w: Array, lora_a: Array, lora_b: Array, b: Array | None, scale: float,
+    out_dtype: Any = None,
+) -> tuple[Summed | None, ...]:  # fmt: skip
+    dx, dw, db = affine_gradient(grad, x, w)
+    d_inner, d_up, _ = affine_gradient(grad * scale, affine(x, lora_a, None), lora_b)
+    dx_lora, d_down, _ = affine_gradient(d_inner.total, x, lora_a)
+    return dx + dx_lora, dw, d_down, d_up, None if b is None else db, None, None
+
+
+def affine(x: Array, w: Array, b: Array | None) -> Array:
     z = np.einsum("mk,nk->mn", _rows(x), w, optimize=True)
     return (z if b is None else z + b).reshape(*x.shape[:-1], w.shape[0])
 
 
-def _affine_gradient(dz: Array, x: Array, w: Array) -> tuple[Summed, Summed, Summed]:
+def affine_gradient(dz: Array, x: Array, w: Array) -> tuple[Summed, Summed, Summed]:
     """Gradients of x, w and b from that of ``x w + b``."""
     rows = _rows(dz)
     dx = Summed.over("mn,nk->mk", rows, w).reshape(*x.shape)

@@ -6,7 +6,9 @@ numerics.py      every op, implementation, dtype, sample: ops/...
 gradients.py     the same, differentiated: gradients/...
 bad_inputs.py    arguments that must be refused: bad_inputs/op/implementation/...
 rows.py          shape invariance where it is claimed: rows/...
+agreement.py     hidden rows and their logits have the same log-probabilities: agreement/...
 special.py       NaN and infinity: special/...
+regroup.py       which arguments have rows, and an op on some of them
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from accel_conformance.case import Case
 from accel_conformance.subject import Subject
 from accel_conformance.suite import (
     accelerator,
+    agreement,
     bad_inputs,
     builders,
     gradients,
@@ -23,7 +26,7 @@ from accel_conformance.suite import (
     special,
 )
 
-AREAS = (accelerator, builders, numerics, gradients, bad_inputs, rows, special)
+AREAS = (accelerator, builders, numerics, gradients, bad_inputs, rows, agreement, special)
 
 
 def cases(subject: Subject) -> list[Case]:

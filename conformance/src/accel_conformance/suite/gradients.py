@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,27 +31,36 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     """Differentiate the public function and compare with the oracle's sums."""
     if target.declines(seen, args, grad=True):
         return
-    leaves = tuple(a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in args)
-    named = {
-        name: leaf
-        for name, leaf in zip(target.contract.parameters, leaves)
-        if isinstance(leaf, Tensor)
-    }
-    result = target.call(leaves)
+    leaves = tuple(a.detach().requires_grad_() if _floats(a) else a for a in args)
+    named = {name: leaf for name, leaf in zip(target.contract.parameters, leaves) if _floats(leaf)}
+    results = target.call(leaves)
     seen.ran = target.bound(leaves, grad=True)
     seen.expect("served_by", seen.ran == target.impl.id, f"{seen.ran} served")
     with torch.no_grad():
         silent = target.call(args)
-    seen.expect("repeatable", same_bits(result, silent), "recording gradients changed the result")
+    seen.expect("repeatable", same_bits(results, silent), "recording gradients changed the result")
 
-    grad = Draw(target.op).plain(f"{sample}.grad", tuple(result.shape), result.dtype, target.device)
-    found = torch.autograd.grad(result, list(named.values()), grad)
+    grads = tuple(_incoming(target, sample, i, result) for i, result in enumerate(results))
+    found = torch.autograd.grad(results, list(named.values()), grads)
+    incoming = tuple(map(exact, grads))
     with np.errstate(all="ignore"):
-        expected = ORACLES[target.op].gradient(exact(grad), *map(exact, args))
-    budget = _tolerance(target, args[0].dtype)
+        expected = ORACLES[target.op].gradient(
+            incoming if len(incoming) > 1 else incoming[0], *map(exact, args)
+        )
+    budget = _tolerance(target, target.contract.key(args).dtype)
     sums = [one for one in expected if one is not None]
     for (name, leaf), one, wanted in zip(named.items(), found, sums, strict=True):
         _compare(seen, name, leaf, one, wanted, budget)
+
+
+def _floats(arg: Any) -> bool:
+    return isinstance(arg, Tensor) and arg.is_floating_point()
+
+
+def _incoming(target: Target, sample: str, i: int, result: Tensor) -> Tensor:
+    """The gradient that reaches the i-th result."""
+    name = f"{sample}.grad{i or ''}"
+    return Draw(target.op).plain(name, tuple(result.shape), result.dtype, target.device)
 
 
 def _compare(
@@ -59,7 +69,7 @@ def _compare(
     kind = (found.dtype, found.shape) == (leaf.dtype, leaf.shape)
     says = f"of {name} is {name_of(found.dtype)}{list(found.shape)}, not {list(leaf.shape)}"
     if seen.expect("gradient", kind, says):
-        used = shares(found, wanted.total, budget, wanted.unit())
+        used = shares(found, wanted.total, budget, wanted.unit(), ROUNDINGS)
         seen.used(used.rms, used.peak)
         seen.expect("gradient", used.within, f"of {name}: {used}")
 

@@ -17,8 +17,10 @@ from accel_conformance.subject import Subject
 from accel_conformance.suite.per_sample import per_sample
 from accel_conformance.target import (
     Args,
+    Results,
     Target,
     Watch,
+    each,
     name_of,
     poison,
     same_bits,
@@ -35,11 +37,11 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     """Call three times, the last under a dispatch mode, and look at everything around."""
     if target.declines(seen, args):
         return
-    promised = target.contract.fake(*args)
+    promised = each(target.contract.fake(*args))
     before = [storage_bits(tensor) for tensor in tensors(args)]
     poison(promised, math.nan)
     first = target.call(args)
-    kept = first.clone()
+    kept = tuple(result.clone() for result in first)
     poison(promised, -7.0)
     second = target.call(args)
     with Watch() as watch:
@@ -49,16 +51,23 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     _inputs_kept(seen, target, args, before)
     _fresh(seen, target, args, first, second)
     _repeatable(seen, kept, first, second, watched)
-    if _result(seen, kept, promised):
+    if _promised(seen, kept, promised):
         accuracy(seen, target.contract, kept, args)
 
 
-def accuracy(seen: Evidence, contract: Contract, result: Tensor, args: Args) -> None:
+def accuracy(seen: Evidence, contract: Contract, results: Results, args: Args) -> None:
     with np.errstate(all="ignore"):
-        expected = ORACLES[contract.name].value(*map(exact, args))
-    used = shares(result, expected, tolerance(contract, args[0].dtype, result.dtype))
-    seen.used(used.rms, used.peak)
-    seen.expect("accuracy", used.within, f"{used}")
+        expected = each(ORACLES[contract.name].value(*map(exact, args)))
+    for which, result, wanted in zip(labels(results), results, expected, strict=True):
+        budget = tolerance(contract, contract.key(args).dtype, result.dtype)
+        used = shares(result, wanted, budget)
+        seen.used(used.rms, used.peak)
+        seen.expect("accuracy", used.within, f"{which}{used}")
+
+
+def labels(results: Results) -> list[str]:
+    """What to say first of each of several results; of a single one nothing."""
+    return [f"result {i}: " for i in range(len(results))] if len(results) > 1 else [""]
 
 
 def tolerance(contract: Contract, dtype: torch.dtype, result: torch.dtype) -> Tolerance:
@@ -84,9 +93,9 @@ def _served_by(seen: Evidence, target: Target, args: Args, watch: Watch) -> None
     )
 
 
-def _result(seen: Evidence, found: Tensor, promised: Tensor) -> bool:
-    def words(tensor: Tensor) -> str:
-        return f"{name_of(tensor.dtype)}{list(tensor.shape)} on {tensor.device}"
+def _promised(seen: Evidence, found: Results, promised: Results) -> bool:
+    def words(results: Results) -> str:
+        return ", ".join(f"{name_of(t.dtype)}{list(t.shape)} on {t.device}" for t in results)
 
     return seen.expect(
         "result",
@@ -103,14 +112,14 @@ def _inputs_kept(seen: Evidence, target: Target, args: Args, before: list[Tensor
         seen.expect("inputs_kept", not changed, f"{changed} bytes of {name}'s storage changed")
 
 
-def _fresh(seen: Evidence, target: Target, args: Args, first: Tensor, second: Tensor) -> None:
-    if not first.numel():
-        return
-    home = _home(first)
+def _fresh(seen: Evidence, target: Target, args: Args, first: Results, second: Results) -> None:
+    homes = [_home(result) for result in first if result.numel()]
     names = [n for n, arg in zip(target.contract.parameters, args) if isinstance(arg, Tensor)]
     for name, tensor in zip(names, tensors(args)):
-        seen.expect("fresh", _home(tensor) != home, f"the result lies in {name}'s storage")
-    seen.expect("fresh", _home(second) != home, "a second call's result lies over the first's")
+        seen.expect("fresh", _home(tensor) not in homes, f"a result lies in {name}'s storage")
+    seen.expect("fresh", len(set(homes)) == len(homes), "two results lie in one storage")
+    over = any(_home(result) in homes for result in second)
+    seen.expect("fresh", not over, "a second call's result lies over the first's")
 
 
 def _home(tensor: Tensor) -> int:
@@ -118,7 +127,7 @@ def _home(tensor: Tensor) -> int:
 
 
 def _repeatable(
-    seen: Evidence, kept: Tensor, first: Tensor, second: Tensor, watched: Tensor
+    seen: Evidence, kept: Results, first: Results, second: Results, watched: Results
 ) -> None:
     seen.expect("repeatable", same_bits(kept, second), "a second call gave other bits")
     seen.expect("repeatable", same_bits(kept, first), "a second call changed the first's result")

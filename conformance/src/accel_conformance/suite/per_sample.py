@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -11,7 +10,7 @@ import torch
 from accel.contracts import Contract, Sample
 from accel_conformance.case import Case, Evidence
 from accel_conformance.subject import Subject
-from accel_conformance.target import Args, Target, name_of
+from accel_conformance.target import Args, Target, each, name_of
 
 # check(target, sample's name, arguments, evidence)
 Check = Callable[[Target, str, Args, Evidence], None]
@@ -51,10 +50,6 @@ def _run(check: Check, target: Target, sample: Sample, dtype: torch.dtype, seen:
 
 
 def has_elements(contract: Contract, args: Args) -> bool:
-    """Neither the rows nor the result are empty."""
-    return bool(args[0].numel() and contract.fake(*args).numel())
-
-
-def row_count(args: Args) -> int:
-    """Rows of the first argument: all its dimensions but the last, multiplied."""
-    return math.prod(args[0].shape[:-1])
+    """Neither the rows nor a result are empty."""
+    results = each(contract.fake(*args))
+    return bool(args[0].numel() and all(result.numel() for result in results))

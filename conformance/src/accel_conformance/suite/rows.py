@@ -1,8 +1,9 @@
 """Shape invariance, bitwise, of implementations that claim it.
 
-Each row alone on one thread is what every other arrangement of rows must reproduce. Values are
-made so that a sum taken in another order shows: pairs of large columns cancel exactly, and what is
-left is as small as the roundings on the way.
+Each row alone on one thread is what every other arrangement of rows must reproduce: of attention, a
+prompt at once and in parts what its decode steps gave. Values are made so that a sum taken in
+another order shows: pairs of large columns cancel exactly, and what is left is as small as the
+roundings on the way.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel.contracts.inputs import Draw
+from accel.contracts import Contract
 from accel.testing import HOST
 from accel_conformance.case import Case, Evidence
 from accel_conformance.subject import Subject
+from accel_conformance.suite import regroup
 from accel_conformance.suite.per_sample import has_elements, per_sample
-from accel_conformance.target import Args, Target, same_bits
+from accel_conformance.target import Args, Results, Target, same_bits
 
 ROWS = 33
 HEIGHTS = (1, 2, 3, 17, ROWS)
@@ -41,64 +43,60 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     if target.declines(seen, args):
         return
     seen.ran = target.bound(args)
-    for make in (_plain, _cancelling):
-        x, others = make(target, sample, args)
+    plain = regroup.new_rows(target.contract, args, ROWS, sample)
+    for kind, made in {"plain": plain, "cancelling": _cancelling(plain)}.items():
+        rows = regroup.count(target.contract, made)
         with _threads(1):
-            # In memory of its own: where a row lies must not matter either.
-            alone = torch.cat([target.call((x[[i]], *others)) for i in range(ROWS)])
+            parts = (regroup.alone(target.contract, made, i) for i in range(rows))
+            alone = [regroup.by_row(target.call(part), 1) for part in parts]
+        wanted = tuple(map(torch.cat, zip(*alone)))
         for threads in THREADS if target.device.type == HOST else THREADS[:1]:
             with _threads(threads):
-                differ = _difference(target, x, others, alone)
-            kind = f"{make.__name__[1:]} values, {threads} thread(s)"
-            seen.expect("rows", not differ, f"{differ} ({kind})")
+                differ = _difference(target, made, wanted)
+            seen.expect("rows", not differ, f"{differ} ({kind} values, {threads} thread(s))")
 
 
-def _difference(target: Target, x: Tensor, others: list[Any], alone: Tensor) -> str:
+def _difference(target: Target, args: Args, alone: Results) -> str:
     """The first arrangement of rows that does not reproduce ``alone``; empty if all do."""
-    for rows, where in _arrangements(x):
-        found = target.call((rows, *others))
-        found = found.reshape(-1, found.shape[-1])
-        wanted = alone[where : where + len(found)]
+    for what, arranged, first, rows in _arrangements(target.contract, args):
+        found = regroup.by_row(target.call(arranged), rows)
+        wanted = tuple(result[first : first + rows] for result in alone)
         if not same_bits(found, wanted):
-            rows_off = [where + i for i in range(len(found)) if not same_bits(found[i], wanted[i])]
-            return (
-                f"of {list(rows.shape)} from row {where}, {len(rows_off)} rows differ from the "
-                f"same rows alone, the first is {rows_off[0]}"
-            )
+            pairs = zip(regroup.each_row(found), regroup.each_row(wanted))
+            off = [first + i for i, pair in enumerate(pairs) if not same_bits(*pair)]
+            return f"of {what}, {len(off)} differ from the same rows alone, the first is {off[0]}"
     return ""
 
 
-def _arrangements(x: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """(rows, number of the first): blocks of every height from the top and from the bottom, and
-    rows in two dimensions."""
-    for height in HEIGHTS:
-        yield x[:height], 0
-        yield x[ROWS - height :], ROWS - height
-    yield x.reshape(3, ROWS // 3, -1), 0
+def _arrangements(contract: Contract, args: Args) -> Iterator[tuple[str, Args, int, int]]:
+    """(in words, arguments, first row, count of rows): blocks of every height from the top and
+    from the bottom, and all rows laid out otherwise."""
+    rows = regroup.count(contract, args)
+    for height in sorted({min(height, rows) for height in (*HEIGHTS, rows)}):
+        for first in (0, rows - height):
+            part = regroup.take(contract, args, first, first + height)
+            yield f"{height} rows from row {first}", part, first, height
+    yield "all rows laid out otherwise", regroup.otherwise(contract, args), 0, rows
 
 
-def _plain(target: Target, sample: str, args: Args) -> tuple[Tensor, list[Any]]:
-    """The sample's arguments with its rows replaced by ``ROWS`` new ones."""
-    x, *others = args
-    new = Draw(target.op).plain(f"{sample}.rows", (ROWS, x.shape[-1]), x.dtype, target.device)
-    return new, others
-
-
-def _cancelling(target: Target, sample: str, args: Args) -> tuple[Tensor, list[Any]]:
+def _cancelling(args: Args) -> Args:
     """The same with the first columns large, and the next as many their negatives; weights, which
-    are the matrices as wide as a row, have equal columns there."""
-    x, others = _plain(target, sample, args)
+    are the tensors as wide as a row, have equal columns there."""
+    x, *others = args
+    if not x.is_floating_point():
+        return args
     half = (x.shape[-1] - 1) // 2
-    x[:, :half] *= LARGE
-    x[:, half : 2 * half] = -x[:, :half]
-    return x, [_paired(other, x.shape[-1], half) for other in others]
+    x = x.clone()
+    x[..., :half] *= LARGE
+    x[..., half : 2 * half] = -x[..., :half]
+    return x, *(_paired(other, x.shape[-1], half) for other in others)
 
 
 def _paired(other: Any, width: int, half: int) -> Any:
-    if not isinstance(other, Tensor) or other.dim() != 2 or other.shape[-1] != width:
+    if not isinstance(other, Tensor) or other.dim() < 2 or other.shape[-1] != width:
         return other
     paired = other.clone()
-    paired[:, half : 2 * half] = paired[:, :half]
+    paired[..., half : 2 * half] = paired[..., :half]
     return paired
 
 

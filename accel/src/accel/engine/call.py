@@ -1,0 +1,66 @@
+"""Call: what all parts of the model must know of the forward they are part of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel import ops
+from accel.engine.cache import KVCache
+from accel.engine.sequences import Sequences
+
+ACTIVE = "active"
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One forward of the model.
+
+    ``exact``     only shape-invariant implementations may serve
+    ``dropout``   whether dropout acts where a module is in training mode
+    ``adapter``   LoRA adapter by name, ``"active"`` for the one that is, None for none
+    ``cache``     keeps and gives the keys and values of earlier tokens
+    """
+
+    exact: bool = True
+    dropout: bool = True
+    adapter: str | None = ACTIVE
+    cache: KVCache | None = None
+
+    def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Any:
+        """What the model returns, from its last hidden state ``[B, S, H]``."""
+        raise NotImplementedError
+
+    @contextmanager
+    def active(self, device: torch.device) -> Iterator[None]:
+        """Where parts of the model run for this call: also in a recomputation during backward."""
+        if _current.get() is self:
+            yield
+            return
+        token = _current.set(self)
+        try:
+            # None of the engine's dtypes is autocast's to choose: what generates must be what
+            # trains, and generate runs outside the trainer's autocast.
+            with (
+                torch.autocast(device.type, enabled=False),
+                ops.use(exact=self.exact, strict=self.exact),
+            ):
+                yield
+        finally:
+            _current.reset(token)
+
+
+# Outside the engine's forwards, as when a user calls a layer's part by itself.
+_OUTSIDE = Call()
+_current: ContextVar[Call] = ContextVar("accel_engine_call", default=_OUTSIDE)
+
+
+def current() -> Call:
+    """The call this code runs for."""
+    return _current.get()

@@ -1,0 +1,91 @@
+"""What a forward is for: a training step, log-probabilities, or the next token.
+
+All three take a token's value from the head in fp32, by the same ops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from accel.engine.call import Call
+from accel.engine.sequences import Sequences
+
+# transformers' mark for a label that does not count.
+IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class Training(Call):
+    """Logits and loss, as the model's own forward gives them.
+
+    ``labels``  int64 ``[B, S]``, shifted here; :data:`IGNORED` and padded ones do not count
+    ``keep``    positions to give logits for: how many at the end (0: all), or their indices
+    ``items``   what the summed loss is divided by; None: the number of labels that count
+    """
+
+    labels: Tensor | None = None
+    keep: int | Tensor = 0
+    items: int | Tensor | None = None
+    skip_logits: bool = False
+
+    def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Any:
+        from transformers.modeling_outputs import CausalLMOutput
+
+        loss = None
+        if self.labels is not None:
+            loss = self._loss(head, hidden, sequences, self.labels)
+        logits = None
+        if loss is None or not self.skip_logits:
+            last = slice(-self.keep, None) if isinstance(self.keep, int) else self.keep
+            logits = head(hidden[:, last])
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def _loss(
+        self, head: nn.Module, hidden: Tensor, sequences: Sequences, labels: Tensor
+    ) -> Tensor:
+        before, after = sequences.successions()
+        targets = labels.flatten().index_select(0, after)
+        counted = (targets != IGNORED).nonzero().squeeze(1)
+        h = hidden.flatten(0, 1).index_select(0, before[counted])
+        values, _ = head(h, ids=targets[counted])
+        loss: Tensor = -values.sum() / (len(counted) if self.items is None else self.items)
+        return loss
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring(Call):
+    """(log-probabilities, entropies) of ``ids`` ``[B, S]``, each fp32 ``[B, S - 1]``: entry t is
+    ``log p(ids[:, t + 1] | ids[:, :t + 1])``, 0 where that token is padding or the first one."""
+
+    dropout: bool = False
+    ids: Tensor | None = None
+    temperature: float = 1.0
+
+    def result(
+        self, head: nn.Module, hidden: Tensor, sequences: Sequences
+    ) -> tuple[Tensor, Tensor]:
+        assert self.ids is not None
+        batch, length = self.ids.shape
+        before, after = sequences.successions()
+        h = hidden.flatten(0, 1).index_select(0, before)
+        targets = self.ids.flatten().index_select(0, after)
+        values, entropies = head(h, ids=targets, temperature=self.temperature)
+        entries = after - after // length - 1  # a row has one entry less than tokens
+        empty = values.new_zeros(batch * (length - 1))
+        return (
+            empty.index_copy(0, entries, values).view(batch, length - 1),
+            empty.index_copy(0, entries, entropies).view(batch, length - 1),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Step(Call):
+    """The logits after each sequence's last token, fp32 ``[B, V]``."""
+
+    dropout: bool = False
+
+    def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Tensor:
+        return head(sequences.pack(hidden).index_select(0, sequences.last()))  # type: ignore[no-any-return]

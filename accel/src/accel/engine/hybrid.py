@@ -1,0 +1,38 @@
+"""hybridize and restore: a model in the engine's hands, and out of them without a trace."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from accel.engine.config import HybridEngineConfig
+from accel.engine.generation import Generate
+from accel.engine.modules.forward import installed
+from accel.engine.planning import Plan, plan
+
+
+def hybridize(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
+    """Give a transformers model accel's forwards and ``generate``, in place, for people who keep
+    their own training loop; returns what was done.
+
+    All or nothing: UnsupportedModelError, with every reason, leaves the model as it was. Parameters
+    stay where they are under their names, so optimizers, hooks, sharding, gradient checkpointing,
+    PEFT, ``state_dict``, deepcopy and pickle go on as before. May be called again, as after adding
+    an adapter. :func:`restore` undoes it.
+    """
+    config = config or HybridEngineConfig()
+    made = plan(model, config)
+    spec = made.require()
+    restore(model)
+    made.apply()
+    made.model.generate = Generate(made.model, spec, config)  # type: ignore[assignment]
+    return made
+
+
+def restore(model: nn.Module) -> None:
+    """Undo :func:`hybridize`, in place; a model that is not hybridized stays as it is."""
+    for module in model.modules():
+        forward = installed(module)
+        if forward is not None:
+            forward.remove()
+        if isinstance(module.__dict__.get("generate"), Generate):
+            del module.__dict__["generate"]

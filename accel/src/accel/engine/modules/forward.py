@@ -1,0 +1,47 @@
+"""Forward: an object in the place of a module's ``forward``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+_WATCHERS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+class Forward:
+    """Called by ``nn.Module.__call__`` like the method it stands for.
+
+    It lies in the instance's ``__dict__`` and points at its module, so deepcopy and pickle take it
+    along, pointing at the copy, and deleting it leaves the module as it was.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} must say what it computes")
+
+    def install(self) -> None:
+        """Take the place of the module's forward."""
+        self.module.forward = self
+
+    def remove(self) -> None:
+        """Leave the module as it was."""
+        del self.module.__dict__["forward"]
+
+
+def watched(module: nn.Module) -> bool:
+    """True if hooks expect the module to be called as a module."""
+    return any(getattr(module, name) for name in _WATCHERS)
+
+
+def installed(module: nn.Module) -> Forward | None:
+    """The Forward in a module's place, if there is one."""
+    found = module.__dict__.get("forward")
+    return found if isinstance(found, Forward) else None

@@ -1,0 +1,163 @@
+"""The decoder, and the model with its head: from token ids to what the caller asked for."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from accel.engine.call import Call
+from accel.engine.calls import Training
+from accel.engine.modules.forward import Forward
+from accel.engine.sequences import Sequences
+from accel.engine.spec import DecoderSpec
+from accel.errors import OpArgumentError, UnsupportedCapability
+
+
+class Decoded(NamedTuple):
+    """The last hidden state ``[B, S, H]``, where its tokens lie, and all hidden states if asked."""
+
+    hidden: Tensor
+    sequences: Sequences
+    kept: tuple[Tensor, ...] | None
+
+
+class Decoder(Forward):
+    """Embeddings, layers and the last norm; what transformers calls the base model."""
+
+    def __init__(self, module: nn.Module, spec: DecoderSpec, exact: bool) -> None:
+        super().__init__(module)
+        self.spec = spec
+        self.exact = exact
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        call: Call | None = None,
+        **unserved: Any,
+    ) -> Any:
+        """transformers' output; for a ``call`` a :class:`Decoded`."""
+        refuse(unserved)
+        found = self._decode(
+            call or Call(exact=self.exact), input_ids, attention_mask, position_ids, inputs_embeds,
+            output_hidden_states,
+        )  # fmt: skip
+        if call is not None:
+            return found
+        from transformers.modeling_outputs import BaseModelOutput
+
+        output = BaseModelOutput(last_hidden_state=found.hidden, hidden_states=found.kept)
+        return output if return_dict is not False else output.to_tuple()
+
+    def _decode(
+        self, call: Call, input_ids: Tensor | None, attention_mask: Tensor | None,
+        position_ids: Tensor | None, inputs_embeds: Tensor | None, keep: bool | None,
+    ) -> Decoded:  # fmt: skip
+        if (input_ids is None) == (inputs_embeds is None):
+            raise OpArgumentError("give either input_ids or inputs_embeds")
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        if given.dim() != (2 if inputs_embeds is None else 3):
+            raise OpArgumentError(
+                f"input_ids must be [batch, length], inputs_embeds [batch, length, hidden]; found "
+                f"{list(given.shape)}"
+            )
+        with call.active(given.device):
+            sequences = Sequences.of(attention_mask, given.shape[:2], given.device, position_ids)
+            if call.cache is not None:
+                sequences = call.cache.admit(sequences)
+            h = self._part(self.spec.tokens)(input_ids) if inputs_embeds is None else inputs_embeds
+            h = self._placed(h, sequences, call)
+            angles = None
+            if self.spec.rotary is not None:
+                angles = self._part(self.spec.rotary)(h, sequences.positions)
+            kept = []
+            for layer in self._part(self.spec.layers).children():
+                kept += [h] if keep else []
+                h = _called(layer, h, angles, sequences, call)
+            h = self._part(self.spec.final_norm)(h)
+        return Decoded(h, sequences, (*kept, h) if keep else None)
+
+    def _placed(self, h: Tensor, sequences: Sequences, call: Call) -> Tensor:
+        """With learned positions and dropout, where the model has them."""
+        if self.spec.positions is not None:
+            h = h + self._part(self.spec.positions)(sequences.positions)
+        if self.spec.embedding_dropout is not None and call.dropout:
+            h = self._part(self.spec.embedding_dropout)(h)
+        return h
+
+    def _part(self, path: str) -> nn.Module:
+        return self.module.get_submodule(path.removeprefix(self.spec.decoder + "."))
+
+
+class CausalLM(Forward):
+    """The model with its head: logits and loss, or whatever ``call`` makes of the hidden state."""
+
+    def __init__(self, module: nn.Module, spec: DecoderSpec, exact: bool) -> None:
+        super().__init__(module)
+        self.spec = spec
+        self.exact = exact
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        skip_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        call: Call | None = None,
+        **unserved: Any,
+    ) -> Any:
+        """As the model's own forward, with these differences. Logits are fp32 (fp64 beside fp64).
+        Positions count from the first real token. With ``labels`` in training the loss is computed
+        without the logits, and there are none unless ``skip_logits=False``. Autocast is ignored.
+        """
+        refuse(unserved)
+        if call is None:
+            call = Training(
+                exact=self.exact, labels=labels, keep=logits_to_keep, items=num_items_in_batch,
+                skip_logits=self.module.training if skip_logits is None else skip_logits,
+            )  # fmt: skip
+        decoder = self.module.get_submodule(self.spec.decoder)
+        head = self.module.get_submodule(self.spec.head)
+        decoded: Decoded = decoder(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states, call=call,
+        )  # fmt: skip
+        with call.active(decoded.hidden.device):
+            found = call.result(head, decoded.hidden, decoded.sequences)
+        if not isinstance(call, Training):
+            return found
+        found.hidden_states = decoded.kept
+        return found if return_dict is not False else found.to_tuple()
+
+
+def _called(layer: nn.Module, *args: Any) -> Tensor:
+    # Layers of transformers checkpoint themselves in __call__, which has nothing to recompute here.
+    if torch.is_grad_enabled():
+        return layer(*args)  # type: ignore[no-any-return]
+    return nn.Module.__call__(layer, *args)  # type: ignore[no-any-return]
+
+
+def refuse(unserved: dict[str, Any]) -> None:
+    """Arguments the engine does not know are refused by name, unless they ask for nothing."""
+    asked = [name for name, value in unserved.items() if value is not None and value is not False]
+    if asked:
+        raise UnsupportedCapability(
+            f"the model's forward does not take {', '.join(asked)} while it is the hybrid "
+            "engine's: its KV cache lives in `generate`; accel.restore(model) brings the model's "
+            "own forward back"
+        )

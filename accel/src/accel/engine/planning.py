@@ -1,0 +1,225 @@
+"""Plan: what of a model the engine replaces, decided and shown before anything changes.
+
+All or nothing: a model that cannot be served whole is refused with every reason. What is replaced
+are forwards; parameters stay in their modules under their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel import ops
+from accel.engine import policy as policies
+from accel.engine.config import HybridEngineConfig
+from accel.engine.modules.forward import Forward, installed
+from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
+from accel.engine.modules.model import CausalLM, Decoder
+from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
+from accel.engine.modules.projection import Activation, Linear, LoraLinear, wide
+from accel.engine.policy import ModelPolicy
+from accel.engine.roles import Role, roles
+from accel.engine.spec import DecoderSpec
+from accel.errors import UnsupportedModelError
+from accel.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A module's forward and what takes its place."""
+
+    path: str
+    forward: Forward
+
+    def __str__(self) -> str:
+        module = type(self.forward.module).__name__
+        return f"{self.path or '(the model)':44} {module:24} {type(self.forward).__name__}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`accel.hybridize` does to a model. Print it.
+
+    ``model``         the language model found, which may lie inside wrappers
+    ``replacements``  of its modules, outermost first
+    ``served_by``     the implementation of each op it needs
+    ``refusals``      why it cannot be served; empty if it can
+    ``notes``         where training differs from generation on purpose
+    """
+
+    model: nn.Module
+    policy: ModelPolicy | None
+    spec: DecoderSpec | None
+    replacements: tuple[Replacement, ...] = ()
+    served_by: dict[str, str] = field(default_factory=dict)
+    refusals: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        return not self.refusals
+
+    def __str__(self) -> str:
+        name = type(self.model).__name__
+        if self.refusals:
+            return "\n".join([f"{name} is refused:", *(f"  {r}" for r in self.refusals)])
+        assert self.policy is not None
+        lines = [f"{name} as {self.policy.name}: {len(self.replacements)} forwards replaced"]
+        lines += [f"  {replacement}" for replacement in self.replacements]
+        lines += ["ops"] + [f"  {op:16} {impl}" for op, impl in self.served_by.items()]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def require(self) -> DecoderSpec:
+        """The spec; UnsupportedModelError with every reason if the model is refused."""
+        if self.refusals or self.spec is None:
+            raise UnsupportedModelError(str(self))
+        return self.spec
+
+    def apply(self) -> None:
+        """Put every forward in its place."""
+        self.require()
+        for replacement in self.replacements:
+            replacement.forward.install()
+
+
+def plan(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
+    """What would be replaced in ``model``, and by what; changes nothing."""
+    config = config or HybridEngineConfig()
+    found, policy = _language_model(model)
+    if policy is None:
+        known = ", ".join(sorted(p.name for p in policies.known()))
+        refusal = Refusal("architecture", f"one that a policy reads: {known}", type(model).__name__,
+                          "a plugin can bring a policy: accel_policies")  # fmt: skip
+        return Plan(found, None, None, refusals=(refusal,))
+    refusals = list(policy.reasons(found.config))
+    refusals += _wrapper_reasons(model)
+    if refusals:
+        return Plan(found, policy, None, refusals=tuple(refusals))
+    spec = policy.spec(found.config)
+    replacements: list[Replacement] = []
+    for role in roles(spec):
+        try:
+            module = found.get_submodule(role.path)
+        except AttributeError:
+            refusals.append(Refusal("module", f"a module {role.path}", "none"))
+            continue
+        refusals += role.reasons(module, policy.source)
+        replacements += _forwards(role, module, spec, config)
+    refusals += _parameter_reasons(found)
+    served_by: dict[str, str] = {}
+    if not refusals:
+        served_by, refused = _served(found, spec, config, replacements)
+        refusals += refused
+    notes = _notes(found, spec)
+    return Plan(found, policy, spec, tuple(replacements), served_by, tuple(refusals), tuple(notes))
+
+
+def stale(model: nn.Module, spec: DecoderSpec) -> str:
+    """What stands where a replaced module stood; empty if all are in place."""
+    for role in roles(spec):
+        module = model.get_submodule(role.path)
+        if installed(module) is None:
+            return f"{role.path} is now a {type(module).__name__} of its own"
+    return ""
+
+
+def _language_model(model: nn.Module) -> tuple[nn.Module, ModelPolicy | None]:
+    """The outermost module that a policy serves, and the policy."""
+    known = list(policies.known())
+    for module in model.modules():
+        for policy in known:
+            if policy.serves(module):
+                return module, policy
+    return model, None
+
+
+def _forwards(
+    role: Role, module: nn.Module, spec: DecoderSpec, config: HybridEngineConfig
+) -> Iterator[Replacement]:
+    """The role's forward, and those of the parts of a LoRA layer."""
+    makers: dict[str, Callable[[], Forward]] = {
+        "model": lambda: CausalLM(module, spec, config.exact),
+        "decoder": lambda: Decoder(module, spec, config.exact),
+        "embedding": lambda: Embedding(module),
+        "rotary": lambda: RotaryAngles(module),
+        "norm": lambda: Norm(module, spec.norm, spec.norm_eps),
+        "layer": lambda: DecoderLayer(module, spec),
+        "attention": lambda: Attention(module, spec, role.layer),
+        "mlp": lambda: Mlp(module, spec),
+        "activation": lambda: Activation(module, spec.act),
+        "head": lambda: Head(module),
+    }
+    if role.kind in makers:
+        yield Replacement(role.path, makers[role.kind]())
+    elif role.is_lora(module):
+        yield Replacement(role.path, LoraLinear(module))
+        parts: Any = module
+        pairs = [(f"lora_A.{name}", part) for name, part in parts.lora_A.items()]
+        pairs += [(f"lora_B.{name}", part) for name, part in parts.lora_B.items()]
+        for name, part in [("base_layer", parts.base_layer), *pairs]:
+            yield Replacement(f"{role.path}.{name}", Linear(part, role.is_transposed(part)))
+    else:
+        yield Replacement(role.path, Linear(module, role.is_transposed(module)))
+
+
+def _wrapper_reasons(model: nn.Module) -> Iterator[Refusal]:
+    active = getattr(model, "active_peft_config", None)
+    if active is not None and getattr(active, "is_prompt_learning", False):
+        yield Refusal("adapter", "LoRA, or no adapter", f"prompt learning ({active.peft_type})")
+
+
+def _parameter_reasons(model: nn.Module) -> Iterator[Refusal]:
+    """Refuses parameters without values, and more than one dtype or device."""
+    base = [p for name, p in model.named_parameters() if "lora_" not in name]
+    for what, seen in (
+        ("device", {str(p.device) for p in base}),
+        ("dtype", {str(p.dtype).removeprefix("torch.") for p in base}),
+    ):
+        if len(seen) > 1 or seen == {"meta"}:
+            yield Refusal(what, f"parameters of one {what}, with values", ", ".join(sorted(seen)))
+
+
+def _served(
+    model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig,
+    replacements: list[Replacement],
+) -> tuple[dict[str, str], list[Refusal]]:  # fmt: skip
+    """The implementation of every op the model needs, or why there is none."""
+    parameter = next(model.parameters())
+    needed: dict[str, dict[str, Any]] = {
+        "embedding": {}, spec.norm: {}, "linear": {"out_dtype": wide(parameter.dtype)},
+        "attention": {}, "logprob": {},
+    }  # fmt: skip
+    needed |= {"gated_linear": {"act": spec.act}} if spec.layer.gate else {}
+    needed |= {"rotary": {}} if spec.rotary else {}
+    if any(isinstance(r.forward, LoraLinear) for r in replacements):
+        needed["lora_linear"] = {}
+    served: dict[str, str] = {}
+    refused: list[Refusal] = []
+    with ops.use(exact=config.exact, strict=config.exact):
+        for op, options in needed.items():
+            decision = ops.explain(
+                op, device=parameter.device, dtype=parameter.dtype, grad=True, **options
+            )
+            if decision.chosen is None:
+                want = "a shape-invariant implementation" if config.exact else "an implementation"
+                refused.append(
+                    Refusal(op, want, str(decision),
+                            "HybridEngineConfig(exact=False) permits others" * config.exact)
+                )  # fmt: skip
+            else:
+                served[op] = decision.chosen.impl.id
+    return served, refused
+
+
+def _notes(model: nn.Module, spec: DecoderSpec) -> Iterator[str]:
+    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
+    if dropouts or spec.probability_dropout:
+        yield (
+            "the model has dropout, which acts in a training step: its values then differ from "
+            "those of generate and logprobs, where dropout is off in any mode"
+        )

@@ -1,0 +1,54 @@
+"""ModelPolicy: how the engine learns to read an architecture; others add theirs by a plugin."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import nn
+
+from accel import registry as _registry
+from accel.engine import policies
+from accel.engine.spec import DecoderSpec
+from accel.refusal import Refusal
+
+
+class ModelPolicy:
+    """Reads one architecture into a :class:`~accel.engine.spec.DecoderSpec`.
+
+    ``name``     of the architecture
+    ``model``    class name of its model with the head
+    ``source``   module its classes come from: one whose ``forward`` was overridden elsewhere means
+                 something else, and is refused
+
+    A plugin returns its policies from the hook ``accel_policies``.
+    """
+
+    name: ClassVar[str]
+    model: ClassVar[str]
+    source: ClassVar[str]
+
+    def serves(self, model: nn.Module) -> bool:
+        """True if the model is of this architecture, a subclass of it included."""
+        return any(
+            base.__name__ == self.model and base.__module__ == self.source
+            for base in type(model).__mro__
+        )
+
+    def reasons(self, config: Any) -> list[Refusal]:
+        """Why a model of this architecture with this configuration cannot be served."""
+        return []
+
+    def spec(self, config: Any) -> DecoderSpec:
+        """The architecture as this configuration has it."""
+        raise NotImplementedError(f"{type(self).__name__} must say what a {self.model} is")
+
+
+def known() -> Iterator[ModelPolicy]:
+    """Every policy: plugins' first, so that they may read an architecture better than we do."""
+    for policy in _registry.registry().policies_of_plugins():
+        yield policy()
+    for found in pkgutil.iter_modules(policies.__path__):
+        yield importlib.import_module(f"{policies.__name__}.{found.name}").POLICY()

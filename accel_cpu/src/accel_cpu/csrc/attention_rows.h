@@ -1,0 +1,225 @@
+// A block of attention on one thread, written over the vectors of the vec_*.h included before it.
+//
+// A row is one query in one head. It takes its keys in blocks of kAttentionKeys, counted from the
+// first key of its span, and stops at the last key it sees. Of each block it sums the weights
+// exp(score - the largest score so far) and the weighted values, key after key; then it adds them
+// to what it has, scaled from the largest score until then to this one. A score is summed in an
+// order that d alone fixes. None of this depends on the rows under way beside it: a query has the
+// same bits in a prefill, in a decode step, and wherever its keys lie.
+#pragma once
+
+#include <math.h>
+
+#include "exponential.h"
+#include "linear_block.h"
+#include "row_sum.h"
+
+namespace accel_cpu {
+namespace {
+
+static_assert(kAttentionKeys <= kMaxBlockColumns && kAttentionKeys % kLanes == 0);
+
+// A row so far.
+struct AttentionRow {
+  int64_t seen;  // the keys it sees: the first ones of its span
+  float top;     // the largest score
+  Vec weights;   // lane by lane the sum of exp(score - top)
+};
+
+// Of the keys [first, first + kAttentionKeys) of the span, those that a row sees.
+inline int64_t seen_of_block(const AttentionRow& row, int64_t first) {
+  const int64_t keys = row.seen - first;
+  return keys < 0 ? 0 : keys < kAttentionKeys ? keys : kAttentionKeys;
+}
+
+inline float largest_lane(Vec a) {
+  float lanes[kLanes];
+  store(lanes, a);
+  for (int i = 1; i < kLanes; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+  return lanes[0];
+}
+
+// Makes weights of the scores of `keys` keys. Returns what the values of earlier blocks must be
+// multiplied by.
+inline float weigh(float* s, int64_t keys, float scale, AttentionRow& row) {
+  const Vec lowest = broadcast(-INFINITY);
+  Vec top = lowest;
+  for_each_vector(keys, [&](int64_t i, auto... n) {
+    const Vec a = first_of(mul(load(s + i, n...), broadcast(scale)), lowest, n...);
+    store(s + i, a);  // what lies behind the last key weighs exp(-inf) = 0
+    top = max(top, a);
+  });
+  const float before = row.top;
+  const float found = largest_lane(top);
+  row.top = found > before ? found : before;
+  // While every score is -inf any finite number serves; -inf itself would make them NaN.
+  const Vec shift = broadcast(row.top == -INFINITY ? 0.0f : row.top);
+  Vec weights = zero();
+  for (int64_t i = 0; i < keys; i += kLanes) {
+    const Vec weight = exp(sub(load(s + i), shift));
+    store(s + i, weight);
+    weights = add(weights, weight);
+  }
+  const Vec factor = exp(sub(broadcast(before), shift));
+  row.weights = madd(row.weights, factor, weights);
+  float lanes[kLanes];
+  store(lanes, factor);
+  return lanes[0];
+}
+
+// The weights of a tile's rows for a block of keys, and what each row does with them.
+struct Weights {
+  Sums of_key;
+  float factor[kMaxTileRows];  // of the values of earlier blocks
+  int64_t keys[kMaxTileRows];  // that the row sees, ascending
+};
+
+// out[r][e + j] = factor[r] out[r][e + j] + the sum of of_key[r][key] v[key][e + j] over the keys
+// that row r sees, for R rows and C vectors of j, or the n elements of one.
+template <int R, int C, class T, class... N>
+void add_values_tile(const Weights& weights, const T* v, int64_t stride, float* out, int64_t width,
+                     int64_t e, N... n) {
+  // Unrolled by request, as in dot_tile.
+  Vec acc[R * C];
+#pragma GCC unroll 24
+  for (int j = 0; j < R * C; ++j) acc[j] = zero();
+
+  int64_t key = 0;
+  for (; key < weights.keys[0]; ++key) {  // which all rows see
+    Vec weight[R];
+#pragma GCC unroll 24
+    for (int r = 0; r < R; ++r) weight[r] = broadcast(weights.of_key[r][key]);
+#pragma GCC unroll 24
+    for (int c = 0; c < C; ++c) {
+      const Vec value = load(v + key * stride + e + c * kLanes, n...);
+#pragma GCC unroll 24
+      for (int r = 0; r < R; ++r) acc[r * C + c] = madd(weight[r], value, acc[r * C + c]);
+    }
+  }
+#pragma GCC unroll 24
+  for (int r = 0; r < R; ++r) {
+    for (int64_t own = key; own < weights.keys[r]; ++own) {
+      const Vec weight = broadcast(weights.of_key[r][own]);
+#pragma GCC unroll 24
+      for (int c = 0; c < C; ++c) {
+        const Vec value = load(v + own * stride + e + c * kLanes, n...);
+        acc[r * C + c] = madd(weight, value, acc[r * C + c]);
+      }
+    }
+    if (weights.keys[r] == 0) continue;
+#pragma GCC unroll 24
+    for (int c = 0; c < C; ++c) {
+      float* p = out + r * width + e + c * kLanes;
+      store(p, madd(load(p, n...), broadcast(weights.factor[r]), acc[r * C + c]), n...);
+    }
+  }
+}
+
+// The same for all `width` elements of a value from e on, in ever narrower tiles.
+template <int R, int C, class T>
+void add_values_from(int64_t e, const Weights& weights, const T* v, int64_t stride, float* out,
+                     int64_t width) {
+  for (; e + C * kLanes <= width; e += C * kLanes) {
+    add_values_tile<R, C>(weights, v, stride, out, width, e);
+  }
+  if constexpr (C > 1) {  // 8, 4 and 1: a tile of 2 is rarely wanted and a third of the code
+    add_values_from<R, C == 8 ? 4 : 1>(e, weights, v, stride, out, width);
+  } else if (e < width) {
+    const int n = static_cast<int>(width - e);
+    add_values_tile<R, 1>(weights, v, stride, out, width, e, n);
+  }
+}
+
+// Chooses the tile for 1 to kMaxTileRows rows.
+template <int R = kMaxTileRows, class T>
+void add_values(int rows, const Weights& weights, const T* v, int64_t stride, float* out,
+                int64_t width) {
+  if (rows == R) {
+    add_values_from<R, tile_columns(R)>(0, weights, v, stride, out, width);
+  } else if constexpr (R > 1) {
+    add_values<R - 1>(rows, weights, v, stride, out, width);
+  }
+}
+
+// Takes `rows` rows through the keys of their span from `first` on, as far as they see the next
+// kAttentionKeys. k and v are [keys, d] and [keys, e], of T.
+template <class T>
+void take_keys(const AttentionArgs& args, AttentionRow* row, int64_t rows, int64_t first,
+               const Matrix& k, const Matrix& v, const AttentionScratch& scratch) {
+  for (int64_t m = 0; m < rows; m += kMaxTileRows) {
+    const int count = static_cast<int>(rows - m < kMaxTileRows ? rows - m : kMaxTileRows);
+    const int64_t keys = seen_of_block(row[m + count - 1], first);
+    if (keys == 0) continue;
+    Weights weights;
+    dot_rows<Widened<T, float>>(count, {scratch.q, args.d}, m, k, {m, m + count, 0, keys}, args.d,
+                                weights.of_key);
+    for (int r = 0; r < count; ++r) {
+      weights.keys[r] = seen_of_block(row[m + r], first);
+      if (weights.keys[r] == 0) continue;
+      weights.factor[r] = weigh(weights.of_key[r], weights.keys[r], args.scale, row[m + r]);
+    }
+    add_values(count, weights, static_cast<const T*>(v.data), v.stride, scratch.out + m * args.e,
+               args.e);
+  }
+}
+
+template <class T>
+Matrix widened(const Matrix& a, int64_t rows, int64_t width, float* out) {
+  for (int64_t i = 0; i < rows; ++i) {
+    widen_to(out + i * width, static_cast<const T*>(a.data) + i * a.stride, width);
+  }
+  return {out, width};
+}
+
+template <class T>
+void attention_block(const AttentionArgs& args, const AttentionBlock& block,
+                     const AttentionScratch& scratch) {
+  const Span& span = args.spans[block.span];
+  const int64_t group = args.h / args.g;
+  const int64_t rows = block.r1 - block.r0;
+  const auto query_of = [&](int64_t r) { return (block.r0 + r) / group; };
+  const auto head_of = [&](int64_t r) { return block.kv_head * group + (block.r0 + r) % group; };
+
+  AttentionRow row[kAttentionRows];
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t last = args.causal ? query_of(r) + span.k_len - span.q_len : span.k_len - 1;
+    row[r] = {last < 0 ? 0 : last + 1, -INFINITY, zero()};
+    const T* q = static_cast<const T*>(args.q.data) + head_of(r) * args.q.head;
+    widen_to(scratch.q + r * args.d, q + (span.q_start + query_of(r)) * args.q.row, args.d);
+  }
+  __builtin_memset(scratch.out, 0, rows * args.e * sizeof(float));
+
+  const T* k = static_cast<const T*>(args.k.data) + block.kv_head * args.k.head;
+  const T* v = static_cast<const T*>(args.v.data) + block.kv_head * args.v.head;
+  // Where more than one tile reads the keys, they are widened once.
+  const bool widen = sizeof(T) < sizeof(float) && rows > kMaxTileRows;
+  const int64_t seen = row[rows - 1].seen;  // by any row
+  for (int64_t first = 0; first < seen; first += kAttentionKeys) {
+    const Matrix keys{k + (span.k_start + first) * args.k.row, args.k.row};
+    const Matrix values{v + (span.k_start + first) * args.v.row, args.v.row};
+    if (widen) {
+      const int64_t count = seen_of_block(row[rows - 1], first);
+      take_keys<float>(args, row, rows, first, widened<T>(keys, count, args.d, scratch.k),
+                       widened<T>(values, count, args.e, scratch.v), scratch);
+    } else {
+      take_keys<T>(args, row, rows, first, keys, values, scratch);
+    }
+  }
+
+  for (int64_t r = 0; r < rows; ++r) {
+    float* sums = scratch.out + r * args.e;
+    if (row[r].seen > 0) {
+      const Vec lanes[4] = {row[r].weights, zero(), zero(), zero()};
+      float total[4];
+      reduce4(lanes, total);
+      for_each_vector(args.e, [&](int64_t i, auto... n) {
+        store(sums + i, div(load(sums + i, n...), broadcast(total[0])), n...);
+      });
+    }
+    const int64_t out = (span.q_start + query_of(r)) * args.h + head_of(r);
+    round_to(static_cast<T*>(args.out) + out * args.e, sums, args.e);
+  }
+}
+
+}  // namespace
+}  // namespace accel_cpu

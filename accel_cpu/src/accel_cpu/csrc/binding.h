@@ -1,0 +1,78 @@
+// What the torch bindings share: they check metadata, turn tensors into plain arguments (kernels.h)
+// and register the ops. Schemas carry no fake kernel and no gradient: those come from the
+// contracts, in Python.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/DimVector.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <optional>
+
+#include "kernels.h"
+
+namespace accel_cpu {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+inline DType dtype_of(const char* op, const char* name, at::ScalarType type) {
+  switch (type) {
+    case at::kFloat: return DType::f32;
+    case at::kBFloat16: return DType::bf16;
+    case at::kHalf: return DType::f16;
+    default:
+      TORCH_CHECK(false, op, ": ", name, " is ", type, "; possible are Float, BFloat16 and Half");
+  }
+}
+
+// Elements from one row to the next where the leading dimensions, all but the last `trailing`,
+// collapse into rows.
+inline std::optional<int64_t> collapsed_stride(const at::Tensor& x, int64_t trailing) {
+  if (x.numel() == 0) return 0;
+  int64_t stride = 0;
+  int64_t rows = 1;
+  for (int64_t d = x.dim() - 1 - trailing; d >= 0; --d) {
+    if (x.size(d) == 1) continue;
+    if (rows == 1) stride = x.stride(d);
+    if (x.stride(d) != stride * rows) return std::nullopt;
+    rows *= x.size(d);
+  }
+  return stride;
+}
+
+inline bool has_unit_stride(const at::Tensor& x) { return x.size(-1) <= 1 || x.stride(-1) == 1; }
+
+// Elements from one row to the next where the leading dimensions collapse into rows of unit stride.
+inline std::optional<int64_t> row_stride(const at::Tensor& x) {
+  if (x.numel() == 0) return 0;
+  if (!has_unit_stride(x)) return std::nullopt;
+  return collapsed_stride(x, 1);
+}
+
+// Reads x as it lies where it can be read as rows, else copies it; `x` keeps the copy alive.
+inline Matrix matrix_of(at::Tensor& x) {
+  if (!row_stride(x)) x = x.contiguous();
+  return {x.const_data_ptr(), *row_stride(x)};
+}
+
+inline const void* vector_of(OptionalTensor& b) {
+  if (!b) return nullptr;
+  b = b->contiguous();
+  return b->const_data_ptr();
+}
+
+inline void check_x(const char* op, const at::Tensor& x) {
+  TORCH_CHECK(x.dim() >= 1, op, ": x must be [..., K], but is a scalar");
+}
+
+inline void check_operand(const char* op, const char* name, const at::Tensor& t,
+                          const at::Tensor& x, at::IntArrayRef shape) {
+  TORCH_CHECK(t.sizes() == shape, op, ": ", name, " has shape ", t.sizes(), "; beside x of shape ",
+              x.sizes(), " it must be ", shape);
+  TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " is ", t.scalar_type(),
+              "; it must have the dtype of x, ", x.scalar_type());
+}
+
+}  // namespace accel_cpu

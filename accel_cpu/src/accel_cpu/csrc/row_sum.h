@@ -1,0 +1,34 @@
+// A sum over a row, written over the vectors of the vec_*.h included before it. Its order depends
+// on the row's length alone.
+#pragma once
+
+#include "elementwise.h"
+
+namespace accel_cpu {
+namespace {
+
+// Sums over [0, k) with `step`, called as step(acc, i) for a whole vector and step(acc, i, n) for
+// the n elements left over; it returns acc and what it adds to it.
+template <class F>
+float row_sum(int64_t k, F step) {
+  Vec acc[4] = {zero(), zero(), zero(),
+                zero()};  // four, so that one addition need not wait for the one before
+  const int64_t unrolled = k - k % (4 * kLanes);
+  for (int64_t i = 0; i < unrolled; i += 4 * kLanes) {
+    for (int j = 0; j < 4; ++j) acc[j] = step(acc[j], i + j * kLanes);
+  }
+  for_each_vector(k - unrolled,
+                  [&](int64_t i, auto... n) { acc[0] = step(acc[0], unrolled + i, n...); });
+  float sums[4];
+  reduce4(acc, sums);
+  return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
+// a, or its first n lanes and `rest` in the others.
+inline Vec first_of(Vec a, Vec /*rest*/) { return a; }
+inline Vec first_of(Vec a, Vec rest, int n) {
+  return where_less(lane_index(), broadcast(static_cast<float>(n)), a, rest);
+}
+
+}  // namespace
+}  // namespace accel_cpu

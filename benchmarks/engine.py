@@ -1,0 +1,92 @@
+"""The hybrid engine beside transformers, on one model with the same weights, in the same run.
+
+A Llama of 0.25 B parameters (16 layers of 1024, grouped heads 16/4, vocabulary 32000), random
+weights: decoding, prefill and a training step. Run by ``bench.py``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from rich.table import Table
+from timing import in_turn, ratio
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import accel
+
+PROMPT, NEW = 32, 17
+BATCHES = (1, 8)
+PREFILL = 256
+TRAINING = (4, 256)
+
+
+def model_of(dtype: torch.dtype) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=16,
+        num_attention_heads=16, num_key_value_heads=4, max_position_embeddings=2048,
+        pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """One row per dtype and task: tokens per second of both, and how many times faster ours is."""
+    for dtype in (torch.float32, torch.bfloat16):
+        theirs, ours = model_of(dtype), model_of(dtype)
+        accel.hybridize(ours)
+        for name, tokens, task in tasks():
+            calls = {"transformers": partial(task, theirs), "accel": partial(task, ours)}
+            times = in_turn(calls, seconds=0.0, rounds=3)
+            yield {
+                "dtype": str(dtype).removeprefix("torch."),
+                "task": name,
+                **{peer: tokens / statistics.median(taken) for peer, taken in times.items()},
+                "ratio": ratio(times["transformers"], times["accel"]),
+            }
+
+
+def tasks() -> Iterator[tuple[str, int, Callable[[Any], object]]]:
+    """(name, tokens it handles, what to do with a model)"""
+    for batch in BATCHES:
+        ids = torch.randint(1, 32000, (batch, PROMPT))
+        # The prompts' forward is in both; of PROMPT + NEW tokens NEW are decoded.
+        yield f"generate {NEW}, batch {batch}", batch * NEW, lambda m, ids=ids: generate(m, ids)
+    ids = torch.randint(1, 32000, (1, PREFILL))
+    yield f"forward 1x{PREFILL}", PREFILL, lambda m: forward(m, ids)
+    batch, length = TRAINING
+    rows = torch.randint(1, 32000, TRAINING)
+    yield f"training step {batch}x{length}", batch * length, lambda m: train(m, rows)
+
+
+def generate(model: Any, ids: torch.Tensor) -> None:
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW)
+    assert made.shape[1] == PROMPT + NEW
+
+
+@torch.no_grad()
+def forward(model: Any, ids: torch.Tensor) -> None:
+    model(ids)
+
+
+def train(model: Any, ids: torch.Tensor) -> None:
+    model.train()
+    model(ids, labels=ids).loss.backward()
+    model.zero_grad()
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    found = Table(
+        "dtype", "task", "transformers tok/s", "accel tok/s", "accel / transformers",
+        title="Llama 0.25 B, both with the same weights",
+    )  # fmt: skip
+    for row in results:
+        found.add_row(
+            row["dtype"], row["task"], f"{row['transformers']:.1f}", f"{row['accel']:.1f}",
+            f"{row['ratio']:.2f}",
+        )  # fmt: skip
+    return found

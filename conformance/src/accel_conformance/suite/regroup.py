@@ -1,0 +1,116 @@
+"""Rows: which arguments of an op have them, and the op on fewer, more or others of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel.contracts import Contract
+from accel.contracts.inputs import Draw
+from accel_conformance.target import Args, Results
+
+# Of each argument with rows, how many of its last dimensions are one row's. Where nothing is
+# stated here the first argument has them, and its last dimension is a row.
+_ROW_DIMENSIONS: dict[str, dict[str, int]] = {
+    "attention": {"q": 2},  # whose spans are cut to the rows as well
+    "embedding": {"ids": 0},
+    "logprob": {"x": 1, "ids": 0},
+    "rotary": {"x": 2, "cos": 1, "sin": 1},
+}
+
+BEFORE = 3  # rows before the keys, where they are moved
+
+
+def row_dimensions(contract: Contract) -> Mapping[str, int]:
+    """Arguments with rows, and how many of their last dimensions are one row's."""
+    return _ROW_DIMENSIONS.get(contract.name) or {next(iter(contract.parameters)): 1}
+
+
+def leading(contract: Contract, args: Args) -> tuple[int, ...]:
+    """The dimensions that count rows."""
+    name, own = next(iter(row_dimensions(contract).items()))
+    shape = _named(contract, args)[name].shape
+    return tuple(shape[: len(shape) - own])
+
+
+def count(contract: Contract, args: Args) -> int:
+    return math.prod(leading(contract, args))
+
+
+def take(contract: Contract, args: Args, start: int, stop: int) -> Args:
+    """Rows [start, stop) alone, of rows counted by one dimension."""
+    named = _named(contract, args)
+    for name in row_dimensions(contract):
+        named[name] = named[name][start:stop]
+    if "spans" in named:
+        named["spans"] = _cut(named["spans"], start, stop, causal=named["causal"])
+    return tuple(named.values())
+
+
+def alone(contract: Contract, args: Args, i: int) -> Args:
+    """Row i in memory of its own: where a row lies must not matter either."""
+    named = _named(contract, take(contract, args, i, i + 1))
+    for name in row_dimensions(contract):
+        named[name] = named[name].clone(memory_format=torch.contiguous_format)
+    return tuple(named.values())
+
+
+def new_rows(contract: Contract, args: Args, rows: int, sample: str) -> Args:
+    """The sample's arguments with others for its rows, counted by one dimension: numbers newly
+    drawn, ids and the like out of the sample's own. Rows that spans speak of stay."""
+    draw, named = Draw(contract.name), _named(contract, args)
+    if "spans" in named:
+        return args
+    for name, own in row_dimensions(contract).items():
+        old, label = named[name], f"{sample}.rows.{name}"
+        if old.is_floating_point():
+            shape = (rows, *old.shape[old.dim() - own :])
+            named[name] = draw.plain(label, shape, old.dtype, old.device)
+        else:
+            named[name] = old.reshape(-1)[draw.integers(label, (rows,), old.numel(), old.device)]
+    return tuple(named.values())
+
+
+def otherwise(contract: Contract, args: Args) -> Args:
+    """The same rows, of a number that three divides, counted by two dimensions; or spans in the
+    reverse order, of keys that lie behind others."""
+    named = _named(contract, args)
+    if "spans" in named:
+        offset = torch.tensor([0, 0, BEFORE, 0], device=named["spans"].device)
+        named["spans"] = (named["spans"] + offset).flip(0)
+        for name in ("k", "v"):
+            before = named[name].new_full((BEFORE, *named[name].shape[1:]), math.nan)
+            named[name] = torch.cat([before, named[name]])
+        return tuple(named.values())
+    for name in row_dimensions(contract):
+        named[name] = named[name].unflatten(0, (3, -1))
+    return tuple(named.values())
+
+
+def by_row(results: Results, rows: int) -> Results:
+    """Every result as [rows, elements of a row]."""
+    return tuple(result.reshape(rows, -1) for result in results)
+
+
+def each_row(results: Results) -> Iterator[Results]:
+    """What :func:`by_row` gives, a row at a time."""
+    return zip(*results)
+
+
+def _cut(spans: Tensor, start: int, stop: int, *, causal: bool) -> Tensor:
+    """Spans of queries [start, stop): what of each is among them, seeing the keys it saw."""
+    cut = []
+    for q, q_len, k, k_len in spans.tolist():
+        first, end = max(q, start), min(q + q_len, stop)
+        if first < end:
+            unseen = q + q_len - end if causal else 0  # keys after the last query's own
+            cut.append((first - start, end - first, k, max(k_len - unseen, 0)))
+    return torch.tensor(cut, dtype=spans.dtype, device=spans.device).reshape(-1, 4)
+
+
+def _named(contract: Contract, args: Args) -> dict[str, Any]:
+    return dict(zip(contract.parameters, args))

@@ -1,0 +1,151 @@
+"""accel_cpu.native linear where the weight lies by columns, [K, N]: read as it lies, the row of a
+batch is the row alone, and a column is that column alone."""
+
+import sys
+
+import pytest
+import torch
+from instruction_sets import DTYPES, ISAS, run, same_bits
+
+from accel import ops
+from accel.contracts import CONTRACTS
+from accel_conformance.measure import exact, shares
+
+NATIVE = "linear=accel_cpu.native;gated_linear=accel_cpu.native"
+ROWS = (1, 2, 3, 5, 8, 16, 17, 33, 64)
+FP32 = CONTRACTS["linear"].tolerance[torch.float32]
+
+
+@pytest.fixture(autouse=True)
+def _native():
+    with torch.no_grad(), ops.use(NATIVE):
+        yield
+
+
+@pytest.fixture(params=(1, 2), ids="{} threads".format)
+def _threads(request):
+    torch.set_num_threads(request.param)
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def by_columns(n, k, dtype=torch.float32, extra=0):
+    """[n, k] as a Conv1D keeps it, [k, n], its rows ``extra`` longer than used."""
+    stored = randn(k, n + extra, seed=1) / max(k, 1) ** 0.5
+    return stored.to(dtype)[:, extra // 2 : extra // 2 + n].t()
+
+
+def cancelling(rows, k, dtype):
+    """Rows whose sums nearly cancel, so that another order of summation shows."""
+    half = randn(rows, k // 2) * 100
+    x = torch.cat([half, -half, torch.zeros(rows, k % 2)], 1)
+    x = x[:, torch.randperm(k, generator=torch.Generator().manual_seed(2))]
+    return (x + randn(rows, k, seed=3)).to(dtype)
+
+
+def error(x, w, b=None):
+    """Shares of linear's fp32 budget, the result not rounded to x's dtype."""
+    want = exact(x) @ exact(w).T + (0 if b is None else exact(b))
+    return shares(ops.linear(x, w, b, out_dtype=torch.float32), want, FP32)
+
+
+def rows_differing(x, w, b=None):
+    """How many rows of the first M differ from the row alone, over all M."""
+    alone = torch.cat([ops.linear(row, w, b) for row in x.split(1)])
+    batches = [ops.linear(x[:m], w, b) for m in ROWS]
+    return sum(not same_bits(y[i], alone[i]) for y in batches for i in range(len(y)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("k", "n"), [(1, 5), (2, 1), (63, 31), (64, 64), (65, 200), (1000, 131), (4097, 67), (96, 3001)]
+)
+@pytest.mark.usefixtures("_threads")
+def test_a_row_does_not_depend_on_its_neighbours(k, n, dtype):
+    w, b = by_columns(n, k, dtype), randn(n, dtype=dtype)
+    assert rows_differing(cancelling(max(ROWS), k, dtype), w, b) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.usefixtures("_threads")
+def test_nor_does_a_block_of_rows_on_the_next(dtype):
+    """More rows than one block takes, 96, and than fill its last tile."""
+    x, w = cancelling(203, 300, dtype), by_columns(500, 300, dtype)
+    assert same_bits(ops.linear(x, w), torch.cat([ops.linear(row, w) for row in x.split(1)]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_column_does_not_depend_on_the_others_nor_on_where_they_lie(dtype):
+    x, w = cancelling(7, 130, dtype), by_columns(301, 130, dtype, extra=6)
+    want = ops.linear(x, w)
+    for first, last in ((0, 1), (1, 18), (5, 301), (63, 64), (300, 301)):
+        assert same_bits(ops.linear(x, w[first:last]), want[:, first:last].contiguous())
+    assert same_bits(ops.linear(x, w.t().contiguous().t()), want)
+    longer = torch.zeros(7, 135, dtype=dtype)
+    longer[:, 3:133] = x
+    assert same_bits(ops.linear(longer[:, 3:133], w), want)
+    assert same_bits(ops.linear(x[:1].expand(5, 130), w), want[:1].expand(5, 301))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 1, 1), (1, 64, 128), (7, 63, 33), (100, 2051, 67), (3, 11008, 257)]
+)
+def test_it_is_right(m, k, n, dtype):
+    used = error(randn(m, k, dtype=dtype), by_columns(n, k, dtype, extra=3), randn(n, dtype=dtype))
+    assert used.within, str(used)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(0, 4, 3), (2, 4, 0), (2, 0, 3), (0, 0, 0)])
+def test_nothing_to_do(m, k, n):
+    b = randn(n)
+    assert same_bits(ops.linear(randn(m, k), by_columns(n, k), b), b.expand(m, n).contiguous())
+
+
+@pytest.mark.parametrize("act", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("out_dtype", [None, *DTYPES], ids=str)
+def test_activations_and_results_in_another_dtype(act, out_dtype):
+    x, w = randn(9, 50, dtype=torch.bfloat16), by_columns(130, 50, torch.bfloat16)
+    y = ops.linear(x, w, act=act, out_dtype=out_dtype)
+    assert y.dtype is (out_dtype or torch.bfloat16)
+    want = CONTRACTS["linear"].reference(x.double(), w.double(), None, act)
+    assert shares(y, exact(want), CONTRACTS["linear"].tolerance[y.dtype]).within
+
+
+def copies(call):
+    with torch.profiler.profile() as profile:
+        call()
+    return sum("copy" in event.key for event in profile.key_averages())
+
+
+def test_the_weight_is_not_copied():
+    """And the check can see a copy: of a weight strided both ways, and by gated_linear."""
+    x, w = randn(2, 64), by_columns(128, 64)
+    assert copies(lambda: ops.linear(x, w)) == 0
+    assert copies(lambda: ops.linear(x, by_columns(128, 128)[:, ::2])) > 0
+    assert copies(lambda: ops.gated_linear(x, w, w)) > 0
+    strided = w[::2, ::2]
+    want = ops.linear(x[:, ::2], strided.contiguous())
+    assert same_bits(ops.linear(x[:, ::2], strided), want)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_on_every_instruction_set(isa):
+    assert run(__file__, isa) == [isa, *["0 True"] * 9]
+
+
+if __name__ == "__main__":
+    with torch.no_grad(), ops.use(NATIVE):
+        ops.linear(torch.ones(1, 1), torch.ones(1, 1))
+        print(torch.ops.accel_cpu_kernels.isa())
+        assert torch.ops.accel_cpu_kernels.isa() == sys.argv[1]
+        for some in DTYPES:
+            for k, n in ((65, 33), (200, 131), (2051, 13)):
+                weight = by_columns(n, k, some)
+                print(
+                    rows_differing(cancelling(max(ROWS), k, some), weight),
+                    error(randn(9, k, dtype=some), weight, randn(n, dtype=some)).within,
+                )
