@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import accel
@@ -34,6 +35,22 @@ def gpt2(**config):
     }  # fmt: skip
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(**{**small, **config})).eval()
+
+
+def with_lora(model, **config):
+    """The model in PEFT's hands, its attention and MLP with adapters that do something."""
+    gpt = isinstance(model, GPT2LMHeadModel)
+    usual = {
+        "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "task_type": "CAUSAL_LM",
+        "target_modules": ["c_attn", "c_fc"] if gpt else ["q_proj", "v_proj", "gate_proj"],
+        "fan_in_fan_out": gpt,
+    }  # fmt: skip
+    wrapped = get_peft_model(model, LoraConfig(**{**usual, **config}))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.1, generator=generator)
+    return wrapped.eval()
 
 
 MAKERS = {"llama": llama, "gpt2": gpt2}

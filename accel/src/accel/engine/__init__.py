@@ -4,11 +4,12 @@ engine.py       HybridEngine, what users hold      config.py       its settings
 hybrid.py       hybridize and restore              planning.py     what is replaced, shown first
 policy.py       reading an architecture            policies/       those the core can read
 spec.py         what is read                       roles.py        which module does what
-modules/        the forwards that replace theirs   call.py         what a forward is for ...
-calls.py        ... training, scoring, a step      sequences.py    where the real tokens lie
+forward.py      what stands in a forward's place   modules/        the forwards of a model's parts
+call.py         what a forward must know ...       calls.py        ... and what it is for
+sequences.py    where the real tokens lie          cache.py        keys and values kept
 generation.py   the loop over tokens               request.py      what generate was asked
-sampling.py     reproducible random tokens         cache.py        keys and values kept
-stats.py        time and tokens per phase          reading.py      what policies share
+sampling.py     reproducible random tokens         stats.py        time and tokens per phase
+reading.py      what policies share
 """
 
 from accel.engine.config import HybridEngineConfig

@@ -57,8 +57,10 @@ class KVCache:
             )
         if not self._fits(shape, layers, like):
             self.release()
-            self._keys = [like.new_empty(shape) for _ in range(layers)]
-            self._values = [like.new_empty(shape) for _ in range(layers)]
+            self._keys, self._values = (
+                [torch.empty(shape, dtype=like.dtype, device=like.device) for _ in range(layers)]
+                for _ in range(2)
+            )
         self.capacity = capacity
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=like.device)
 

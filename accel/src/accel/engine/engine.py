@@ -14,7 +14,8 @@ from accel.engine.calls import Scoring
 from accel.engine.config import HybridEngineConfig
 from accel.engine.generation import Generate, Rollout
 from accel.engine.hybrid import hybridize
-from accel.engine.planning import Plan, stale
+from accel.engine.modules.projection import require_adapter
+from accel.engine.planning import Plan
 from accel.engine.stats import Stats
 from accel.errors import UnsupportedModelError
 
@@ -130,10 +131,8 @@ class HybridEngine:
         same shape. ``adapter`` is a LoRA adapter by name, ``"active"``, or None for the model
         without: the reference policy. Dropout is off. One forward per ``micro_batch_size`` rows.
         """
-        spec = self._planned().require()
-        gone = stale(self._planned().model, spec)
-        if gone:
-            raise UnsupportedModelError(f"{gone}: call accel.hybridize(model) again")
+        self._generate()  # the model is still the engine's
+        require_adapter(self.model, adapter)
         size = micro_batch_size or self.config.micro_batch_size or max(len(input_ids), 1)
         found = []
         with self._stats.phase("logprobs") as counts:

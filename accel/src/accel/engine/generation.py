@@ -17,10 +17,10 @@ from accel.engine.cache import KVCache
 from accel.engine.call import ACTIVE
 from accel.engine.calls import Step
 from accel.engine.config import HybridEngineConfig
-from accel.engine.planning import stale
+from accel.engine.modules.projection import require_adapter
 from accel.engine.request import Request
+from accel.engine.roles import require_current
 from accel.engine.spec import DecoderSpec
-from accel.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,8 @@ class Generate:
             # transformers' second positional argument
             generation_config, attention_mask = attention_mask, None
         ids = input_ids if inputs is None else inputs
-        gone = stale(self.model, self.spec)
-        if gone:
-            raise UnsupportedModelError(f"{gone}: call accel.hybridize(model) again")
+        require_current(self.model, self.spec)
+        require_adapter(self.model, adapter)
         request = requests.read(self.model, ids, generation_config, settings)
         assert ids is not None
         mask = request.prompts(ids, attention_mask)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from accel.engine.config import HybridEngineConfig
+from accel.engine.forward import installed
 from accel.engine.generation import Generate
-from accel.engine.modules.forward import installed
 from accel.engine.planning import Plan, plan
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from accel import ops
 from accel.engine import policy as policies
 from accel.engine.config import HybridEngineConfig
-from accel.engine.modules.forward import Forward, installed
+from accel.engine.forward import Forward
 from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
@@ -117,15 +117,6 @@ def plan(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
         refusals += refused
     notes = _notes(found, spec)
     return Plan(found, policy, spec, tuple(replacements), served_by, tuple(refusals), tuple(notes))
-
-
-def stale(model: nn.Module, spec: DecoderSpec) -> str:
-    """What stands where a replaced module stood; empty if all are in place."""
-    for role in roles(spec):
-        module = model.get_submodule(role.path)
-        if installed(module) is None:
-            return f"{role.path} is now a {type(module).__name__} of its own"
-    return ""
 
 
 def _language_model(model: nn.Module) -> tuple[nn.Module, ModelPolicy | None]:

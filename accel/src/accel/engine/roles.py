@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from accel.engine.modules.forward import Forward
+from accel.engine.forward import Forward, installed
 from accel.engine.spec import DecoderSpec
+from accel.errors import UnsupportedModelError
 from accel.refusal import Refusal
 
 _CONV1D = ("Conv1D", "transformers.pytorch_utils")
@@ -93,6 +94,17 @@ def roles(spec: DecoderSpec) -> Iterator[Role]:
             yield Role(f"{path}.{projection}", "projection", index)
     yield Role(spec.final_norm, "norm")
     yield Role(spec.head, "head")
+
+
+def require_current(model: nn.Module, spec: DecoderSpec) -> None:
+    """UnsupportedModelError if a module was replaced after the model was hybridized."""
+    for role in roles(spec):
+        module = model.get_submodule(role.path)
+        if installed(module) is None:
+            raise UnsupportedModelError(
+                f"{role.path or 'the model'} is now a {type(module).__name__} of its own; "
+                "call accel.hybridize(model) again"
+            )
 
 
 def _is(module: nn.Module, known: tuple[str, str]) -> bool:

@@ -27,7 +27,9 @@ BEFORE = 3  # rows before the keys, where they are moved
 
 def row_dimensions(contract: Contract) -> Mapping[str, int]:
     """Arguments with rows, and how many of their last dimensions are one row's."""
-    return _ROW_DIMENSIONS.get(contract.name) or {next(iter(contract.parameters)): 1}
+    stated = _ROW_DIMENSIONS.get(contract.name)
+    assert stated or contract.rowwise, f"which arguments of {contract.name} have rows?"
+    return stated or {next(iter(contract.parameters)): 1}
 
 
 def leading(contract: Contract, args: Args) -> tuple[int, ...]:

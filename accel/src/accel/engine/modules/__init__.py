@@ -1,8 +1,7 @@
 """What the forwards of a model's modules become.
 
-forward.py      the object that takes a forward's place      projection.py  linear, with LoRA or not
-parts.py        embedding, norm, rotary angles, head          layer.py       attention, MLP, layer
-model.py        the decoder and the model with its head
+projection.py   linear, with LoRA or not        parts.py   embedding, norm, rotary angles, head
+layer.py        attention, MLP, layer           model.py   the decoder, and the model with its head
 
 Every module is called as a module, so that hooks, sharding and checkpointing around it keep
 working; its parameters are read by its own forward, or by its parent's where nothing watches it.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from accel.engine.call import Call
-from accel.engine.calls import Training
-from accel.engine.modules.forward import Forward
+from accel.engine.calls import Step, Training
+from accel.engine.forward import Forward
+from accel.engine.roles import require_current
 from accel.engine.sequences import Sequences
 from accel.engine.spec import DecoderSpec
 from accel.errors import OpArgumentError, UnsupportedCapability
@@ -131,6 +132,8 @@ class CausalLM(Forward):
                 exact=self.exact, labels=labels, keep=logits_to_keep, items=num_items_in_batch,
                 skip_logits=self.module.training if skip_logits is None else skip_logits,
             )  # fmt: skip
+        if not isinstance(call, Step):  # generate has looked before its first
+            require_current(self.module, self.spec)
         decoder = self.module.get_submodule(self.spec.decoder)
         head = self.module.get_submodule(self.spec.head)
         decoded: Decoded = decoder(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from accel import ops
-from accel.engine.modules.forward import Forward
+from accel.engine.forward import Forward
 from accel.engine.modules.projection import Linear, wide
 
 _NORMS: dict[str, Callable[..., Tensor]] = {"rms_norm": ops.rms_norm, "layer_norm": ops.layer_norm}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from accel import ops
 from accel.contracts.activation import activate
 from accel.engine.call import ACTIVE, current
-from accel.engine.modules.forward import Forward, installed, watched
+from accel.engine.forward import Forward, installed, watched
 from accel.errors import UnsupportedCapability, close_matches
 
 
@@ -57,9 +57,9 @@ class LoraLinear(Forward):
         down, up = module.lora_A[adapter], module.lora_B[adapter]
         dropout, scale = module.lora_dropout[adapter], module.scaling[adapter]
         drops = call.dropout and dropout.training and getattr(dropout, "p", 0.0) > 0
-        if drops or any(map(watched, (module.base_layer, down, up))):
-            low = down(dropout(x) if drops else x)
-            return module.base_layer(x) + up(low) * scale  # type: ignore[no-any-return]
+        if drops or up.bias is not None or any(map(watched, (module.base_layer, down, up))):
+            low = down((dropout(x) if drops else x).to(down.weight.dtype))
+            return module.base_layer(x) + (up(low) * scale).to(x.dtype)  # type: ignore[no-any-return]
         base = installed(module.base_layer)
         assert isinstance(base, Linear)
         a, b = down.weight.to(x.dtype), up.weight.to(x.dtype)
@@ -76,17 +76,21 @@ class LoraLinear(Forward):
         if wanted is None or (wanted == ACTIVE and module.disable_adapters):
             return None
         if wanted != ACTIVE:
-            if wanted not in module.lora_A:
-                raise ValueError(
-                    f"no LoRA adapter {wanted!r}; {close_matches(wanted, module.lora_A)}"
-                )
-            return wanted
+            return wanted if wanted in module.lora_A else None
         acting = [name for name in module.active_adapters if name in module.lora_A]
         if len(acting) > 1:
             raise UnsupportedCapability(
                 f"the LoRA adapters {acting} are active at once; one at a time is served so far"
             )
         return acting[0] if acting else None
+
+
+def require_adapter(model: nn.Module, wanted: str | None) -> None:
+    """ValueError, with those there are, unless some layer has the adapter."""
+    layers = [m for m in model.modules() if isinstance(installed(m), LoraLinear)]
+    known = {name for layer in layers for name in layer.lora_A}  # type: ignore[union-attr]
+    if wanted is not None and wanted != ACTIVE and wanted not in known:
+        raise ValueError(f"no LoRA adapter {wanted!r}; {close_matches(wanted, known)}")
 
 
 class Activation(Forward):

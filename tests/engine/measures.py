@@ -1,0 +1,78 @@
+"""What the engine's tests measure with: transformers in float64, and traces of a model."""
+
+import copy
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class Widened(TorchFunctionMode):
+    """Runs transformers' code in float64 throughout: where it asks for fp32, it gets fp64."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {
+            name: torch.float64 if value is torch.float32 else value
+            for name, value in (kwargs or {}).items()
+        }
+        return func(*args, **kwargs)
+
+
+def widened(model):
+    """A copy in float64 that computes attention in the open."""
+    wide = copy.deepcopy(model).double()
+    wide.set_attn_implementation("eager")
+    return wide
+
+
+def positions(mask):
+    """Counted from the first real token, as transformers' generate does for padded prompts."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def rms(x):
+    return x.double().square().mean().sqrt().item()
+
+
+def excess(ours, theirs, exact, factor=2.0):
+    """By how much our error exceeds ``factor`` times theirs plus one roundoff of the RMS; right
+    answers are negative. All are compared in float64."""
+    dtype = torch.promote_types(ours.dtype, theirs.dtype)
+    roundoff = torch.finfo(dtype).eps / 2 * rms(exact)
+    allowed = factor * rms(theirs - exact) + roundoff
+    return rms(ours - exact) - allowed
+
+
+def seeded(shape, high=97, seed=0):
+    return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch():
+    """Prompts ``[3, 12]``: one padded left, one padded right, one whole; and their mask."""
+    ids, mask = seeded((3, 12)), torch.ones(3, 12, dtype=torch.int64)
+    mask[0, :5], mask[1, 9:] = 0, 0
+    return ids, mask
+
+
+def trace(model):
+    """Everything an instance holds, module by module, by identity."""
+
+    def held(value):
+        return {k: id(v) for k, v in value.items()} if isinstance(value, dict) else id(value)
+
+    return {
+        path: (type(module), {name: held(value) for name, value in vars(module).items()})
+        for path, module in model.named_modules()
+    }
+
+
+def values(model):
+    """A copy of every parameter and buffer."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, other):
+    """Two dicts of tensors with equal keys, in order, and equal bits."""
+    return list(one) == list(other) and all(torch.equal(one[k], other[k]) for k in one)
