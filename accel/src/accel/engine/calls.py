@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from accel import ops
 from accel.engine.call import Call
+from accel.engine.forward import watched
 from accel.engine.sequences import Sequences
 
 # transformers' mark for a label that does not count.
@@ -50,7 +52,7 @@ class Training(Call):
         targets = labels.flatten().index_select(0, after)
         counted = (targets != IGNORED).nonzero().squeeze(1)
         h = hidden.flatten(0, 1).index_select(0, before[counted])
-        values, _ = head(h, ids=targets[counted])
+        values, _ = _scored(head, h, targets[counted])
         loss: Tensor = -values.sum() / (len(counted) if self.items is None else self.items)
         return loss
 
@@ -72,7 +74,7 @@ class Scoring(Call):
         before, after = sequences.successions()
         h = hidden.flatten(0, 1).index_select(0, before)
         targets = self.ids.flatten().index_select(0, after)
-        values, entropies = head(h, ids=targets, temperature=self.temperature)
+        values, entropies = _scored(head, h, targets, self.temperature)
         entries = after - after // length - 1  # a row has one entry less than tokens
         empty = values.new_zeros(batch * (length - 1))
         return (
@@ -89,3 +91,13 @@ class Step(Call):
 
     def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Tensor:
         return head(sequences.pack(hidden).index_select(0, sequences.last()))  # type: ignore[no-any-return]
+
+
+def _scored(
+    head: nn.Module, h: Tensor, ids: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """(log-probability, entropy) of ``ids`` ``[T]``; by way of the logits, with the same bits, where
+    a hook on the head expects to see those."""
+    if watched(head):
+        return ops.logprob(head(h), ids, temperature=temperature)
+    return head(h, ids=ids, temperature=temperature)  # type: ignore[no-any-return]

@@ -67,7 +67,8 @@ def read(model: Any, ids: object, config: Any, settings: dict[str, Any]) -> Requ
         found = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise OpArgumentError(f"input_ids must be whole numbers [batch, length]; found {found}")
     output_logits = settings.pop("output_logits", None)  # which transformers has in objects only
-    total = settings.get("max_length") or getattr(config, "max_length", None)
+    given = (settings.get("max_length"), getattr(config, "max_length", None))
+    total = next(filter(None, given), model.generation_config.max_length)
     merged, unknown = model._prepare_generation_config(config, **settings)
     _refuse_unserved(merged, unknown)
     new_tokens = merged.max_new_tokens

@@ -1,5 +1,5 @@
 // The plain C++ interface between the torch bindings and the kernels. Only binding*.cpp include
-// torch headers: they cost 7 of the 10 seconds the library takes to build on two cores.
+// torch headers, which cost more seconds to compile than any kernel.
 //
 // One shared library serves every CPU: the files below are compiled with their own flags and
 // dispatch.cpp chooses between them at run time. All files take: -O3 -ffp-contract=off -fopenmp,

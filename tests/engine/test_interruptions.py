@@ -1,0 +1,220 @@
+"""An error or Ctrl-C anywhere in a rollout, or in a training step, leaves everything as it was."""
+
+from contextlib import ExitStack, contextmanager, nullcontext
+
+import midway
+import models
+import pytest
+import snapshots
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from midway import IDS, MASK
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from transformers.generation import logits_process
+
+from accel import ops
+from accel.engine import sampling
+from accel.engine.cache import KVCache
+from accel.engine.modules import parts
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+
+ASKED = {
+    "max_new_tokens": 3, "do_sample": True, "top_k": 20, "temperature": 0.8, "seed": 5,
+    "return_logprobs": True, "output_logits": True,
+}  # fmt: skip
+
+
+class Stopped(Exception):
+    """Nothing else raises it."""
+
+
+class Fuse:
+    """Counts what passes it, and blows when ``left`` have."""
+
+    def __init__(self, left=None, error=Stopped):
+        self.left, self.error, self.passed = left, error, 0
+
+    def __call__(self, *args, **kwargs):
+        self.passed += 1
+        if self.left is not None and self.passed > self.left:
+            self.left = None
+            raise self.error
+
+
+def in_modules(fuse):
+    """Around every call of every module; hooks of all modules are no module's own."""
+    return [register_module_forward_hook(fuse)]
+
+
+def before_modules(fuse):
+    return [register_module_forward_pre_hook(fuse)]
+
+
+class Patch:
+    """A function with the fuse before it, and with it again behind it."""
+
+    def __init__(self, fuse, owner, name):
+        self.owner, self.name, self.kept = owner, name, self.get(owner, name)
+        kept = self.kept
+
+        def call(*args, **kwargs):
+            fuse()
+            found = kept(*args, **kwargs)
+            fuse()
+            return found
+
+        self.put(call)
+
+    @staticmethod
+    def get(owner, name):
+        return owner[name] if isinstance(owner, dict) else vars(owner)[name]
+
+    def put(self, value):
+        if isinstance(self.owner, dict):
+            self.owner[self.name] = value
+        else:
+            setattr(self.owner, self.name, value)
+
+    def remove(self):
+        self.put(self.kept)
+
+
+OPS = ("linear", "gated_linear", "lora_linear", "rotary", "embedding", "attention", "logprob")
+
+
+def in_kernels(fuse):
+    norms = [Patch(fuse, parts._NORMS, name) for name in parts._NORMS]
+    return norms + [Patch(fuse, ops, name) for name in OPS]
+
+
+def in_processors(fuse):
+    warpers = (logits_process.TemperatureLogitsWarper, logits_process.TopKLogitsWarper)
+    return [Patch(fuse, warper, "__call__") for warper in warpers]
+
+
+def in_sampling(fuse):
+    return [Patch(fuse, sampling, name) for name in ("pick", "uniforms", "samples_of")]
+
+
+def in_cache(fuse):
+    return [Patch(fuse, KVCache, name) for name in ("reserve", "admit", "extend")]
+
+
+PLACES = (before_modules, in_modules, in_kernels, in_processors, in_sampling, in_cache)
+
+
+@contextmanager
+def fused(place, fuse):
+    with ExitStack() as stack:
+        for handle in place(fuse):
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def surroundings(drawn):
+    """What a trainer may have set where it calls generate."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(drawn["grad"]))
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=drawn["autocast"]))
+        if drawn["policy"]:
+            stack.enter_context(ops.use(fallback="allow"))
+        yield
+
+
+SURROUNDINGS = st.fixed_dictionaries(
+    {name: st.booleans() for name in ("grad", "autocast", "policy", "training", "generating")}
+)
+ERRORS = st.sampled_from((Stopped, KeyboardInterrupt))
+
+
+@pytest.fixture(scope="module", params=models.MAKERS)
+def engine(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCEL_BACKEND", "cpu")
+        patch.setenv("ACCEL_CACHE_DIR", str(request.getfixturevalue("build_cache")))
+        return midway.trained(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)  # models as small as these have no work for two
+
+
+def rollout(engine):
+    return engine.generate(IDS, MASK, **ASKED)
+
+
+def all_of(roll):
+    return snapshots.bits([roll.sequences, roll.attention_mask, roll.logprobs,
+                           roll.processed_logprobs, roll.logits])  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_a_stopped_rollout_leaves_no_trace(engine, place):
+    undisturbed = all_of(rollout(engine))
+    counted = Fuse()
+    with fused(place, counted):
+        rollout(engine)
+    assert counted.passed > 0
+
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    @given(st.integers(0, counted.passed - 1), ERRORS, SURROUNDINGS)
+    def check(left, error, drawn):
+        engine.train(drawn["training"])
+        with surroundings(drawn):
+            before = snapshots.training_state(engine)
+            rollouts = engine.stats()["generate"]["calls"]
+            with fused(place, Fuse(left, error)), pytest.raises(error):
+                with engine.generating() if drawn["generating"] else nullcontext():
+                    rollout(engine)
+            assert snapshots.changed(before, snapshots.training_state(engine)) == []
+            assert engine.stats()["generate"]["calls"] == rollouts
+            if drawn["generating"]:
+                assert engine.plan.model.generate.cache.bytes == 0
+            assert all_of(rollout(engine)) == undisturbed
+
+    check()
+
+
+def trained_step(engine):
+    """The gradients of one step, with dropout and each layer computed again in backward."""
+    torch.manual_seed(2)
+    engine.model.zero_grad()
+    engine.backward(engine(IDS, MASK, labels=IDS).loss)
+    return snapshots.parameters(engine.model)
+
+
+@pytest.fixture
+def checkpointed(engine):
+    engine.train()
+    engine.model.gradient_checkpointing_enable()
+    yield engine
+    engine.model.gradient_checkpointing_disable()
+
+
+@pytest.mark.parametrize("place", [before_modules, in_modules, in_kernels])
+def test_a_stopped_training_step_leaves_nothing_in_force(checkpointed, place):
+    undisturbed = trained_step(checkpointed)
+    counted = Fuse()
+    with fused(place, counted):
+        trained_step(checkpointed)
+    in_forward = Fuse()
+    with fused(place, in_forward):
+        checkpointed(IDS, MASK, labels=IDS)
+    assert counted.passed > in_forward.passed  # layers were computed again
+
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    @given(st.integers(0, counted.passed - 1), ERRORS, SURROUNDINGS.filter(lambda s: s["grad"]))
+    def check(left, error, drawn):
+        with surroundings(drawn):
+            around, modules = snapshots.surroundings(), snapshots.modules(checkpointed.model)
+            with fused(place, Fuse(left, error)), pytest.raises(error):
+                trained_step(checkpointed)
+            assert snapshots.surroundings() == around
+            assert snapshots.modules(checkpointed.model) == modules
+            assert trained_step(checkpointed) == undisturbed
+
+    check()
