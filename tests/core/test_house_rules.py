@@ -1,4 +1,4 @@
-"""Rules of the house that no type checker knows: public names, device names, length, imports."""
+"""Rules of the house that no type checker knows: names, length, imports."""
 
 import ast
 import re
@@ -81,7 +81,7 @@ DEVICES = {
     "hccl", "cudnn", "cublas", "mkl", "mkldnn", "onednn", "ipex", "metal", "sycl",
 }  # fmt: skip
 # os.cpu_count: how many compilers to run at once. enable_cuda_graph: DeepSpeed's key.
-ALLOWED = {"cpu_count", "enable_cuda_graph"}
+ALLOWED = ("cpu_count", "enable_cuda_graph")
 
 
 def docstrings(tree):
@@ -103,11 +103,16 @@ def written(tree):
             yield node.lineno, node.value
 
 
+def words(text):
+    """The words of an identifier or a sentence, in lower case."""
+    for allowed in ALLOWED:
+        text = text.replace(allowed, "")
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)}
+
+
 def device_names(source):
     for line, text in written(ast.parse(source)):
-        words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)
-        named = DEVICES & {word.lower() for word in words}
-        if named and text not in ALLOWED:
+        if DEVICES & words(text):
             yield line, text
 
 
@@ -142,6 +147,45 @@ def test_a_device_name_is_found(source):
 @pytest.mark.parametrize("source", ["'''cuda'''", "# cuda", "def f():\n  'cpu'", "accuda = 'mpsy'"])
 def test_prose_and_other_words_are_not_device_names(source):
     assert not list(device_names(source))
+
+
+# -- no architecture name outside the policies -------------------------------------------------
+
+ARCHITECTURES = {
+    "llama", "gpt", "gptj", "neox", "mistral", "mixtral", "qwen", "gemma", "opt", "bloom", "falcon",
+    "phi", "olmo", "deepseek", "cohere", "starcoder", "codegen", "mpt", "granite", "stablelm",
+}  # fmt: skip
+ENGINE = CORE / "engine"
+POLICIES = ENGINE / "policies"
+
+
+def architecture_names(file):
+    """In the engine also those in comments and docstrings, and device names there."""
+    if ENGINE in file.parents:
+        for line, text in enumerate(file.read_text().splitlines(), 1):
+            if (ARCHITECTURES | DEVICES) & words(text):
+                yield line, text
+        return
+    for line, text in written(ast.parse(file.read_text())):
+        if ARCHITECTURES & words(text):
+            yield line, text
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in CORE_FILES if POLICIES not in file.parents],
+    ids=lambda f: str(f.relative_to(CORE)),
+)
+def test_only_policies_name_architectures(file):
+    assert not list(architecture_names(file))
+
+
+def test_an_architecture_name_is_found():
+    """In every policy: its name, if nothing else."""
+    files = sorted(set(POLICIES.glob("*.py")) - {POLICIES / "__init__.py"})
+    assert files
+    assert all(list(architecture_names(file)) for file in files)
+    assert words("class Gpt2Policy: LlamaForCausalLM # a cuda device") >= {"gpt", "llama", "cuda"}
 
 
 # -- length of modules -------------------------------------------------------------------------

@@ -33,8 +33,8 @@ print("REPORT" + json.dumps(report))
 
 # For people and for compilers, or somebody else's device: none of it to import a library.
 LATER = (
-    "rich", "typer", "click", "transformers", "triton", "filelock", "platformdirs", "pytest",
-    "accel_cpu", "accel_cuda", "accel_xpu", "accel_toy", "accel_conformance",
+    "rich", "typer", "click", "transformers", "peft", "triton", "filelock", "platformdirs",
+    "pytest", "accel_cpu", "accel_cuda", "accel_xpu", "accel_toy", "accel_conformance",
 )  # fmt: skip
 
 SERVE = """
@@ -68,6 +68,12 @@ def test_importing_accel_has_no_effect(imports, effect):
 def test_importing_accel_loads_nothing_that_is_needed_later(imports):
     assert "accel" in loaded(imports[0])
     assert loaded(imports[0]).isdisjoint(LATER)
+
+
+def test_importing_the_engine_loads_no_library_of_models(fresh):
+    report = watched(fresh, "import accel.engine; accel.HybridEngine, accel.hybridize")
+    assert "accel.engine.policies" in report["loaded"]
+    assert loaded(report).isdisjoint({"transformers", "peft", "huggingface_hub", "deepspeed"})
 
 
 def test_importing_accel_takes_at_most_50_ms_more_than_torch(imports):

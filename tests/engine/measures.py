@@ -5,6 +5,8 @@ import copy
 import torch
 from torch.overrides import TorchFunctionMode
 
+import accel
+
 
 class Widened(TorchFunctionMode):
     """Runs transformers' code in float64 throughout: where it asks for fp32, it gets fp64."""
@@ -54,3 +56,25 @@ def batch():
     ids, mask = seeded((3, 12)), torch.ones(3, 12, dtype=torch.int64)
     mask[0, :5], mask[1, 9:] = 0, 0
     return ids, mask
+
+
+# -- models in the engine's hands --------------------------------------------------------------
+
+
+def scores(model):
+    """What such a model says of the batch, by a fresh engine around it."""
+    return accel.HybridEngine(model).logprobs(*batch()).detach()
+
+
+def rollout(model, **asked):
+    """Answers to the batch, with their log-probabilities."""
+    ids, mask = batch()
+    asked = {"max_new_tokens": 5, "do_sample": True, "seed": 1, "return_logprobs": True, **asked}
+    return model.generate(input_ids=ids, attention_mask=mask, **asked)
+
+
+def is_exact(model):
+    """What is generated has the log-probabilities that scoring gives."""
+    made = rollout(model)
+    again = accel.HybridEngine(model).logprobs(made.sequences, made.attention_mask)
+    return torch.equal(again[:, -made.logprobs.shape[1] :], made.logprobs)

@@ -86,6 +86,7 @@ def training_state(engine):
         "optimizer": bits(engine.optimizer.state_dict()),
         "random": random_states(),
         "surroundings": surroundings(),
+        "config": Same(engine.plan.model.generate.config),
     }
 
 

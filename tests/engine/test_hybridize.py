@@ -1,14 +1,12 @@
 """hybridize, plan and restore: what is replaced and shown, and undone without a trace."""
 
 import copy
-import io
-import pickle
 
 import models
 import pytest
 import snapshots
 import torch
-from measures import batch, seeded
+from measures import batch, is_exact, rollout, scores, seeded
 from peft import LoraConfig
 
 import accel
@@ -30,24 +28,6 @@ def model(request):
     name, _, lora = request.param.partition(" ")
     model = models.MAKERS[name]()
     return models.with_lora(model) if lora else model
-
-
-def scores(model):
-    """What a model in the engine's hands says, from a fresh engine around it."""
-    return accel.HybridEngine(model).logprobs(*batch()).detach()
-
-
-def rollout(model, **asked):
-    ids, mask = batch()
-    asked = {"max_new_tokens": 5, "do_sample": True, "seed": 1, "return_logprobs": True, **asked}
-    return model.generate(input_ids=ids, attention_mask=mask, **asked)
-
-
-def is_exact(model):
-    """What is generated has the log-probabilities that scoring gives."""
-    made = rollout(model)
-    again = accel.HybridEngine(model).logprobs(made.sequences, made.attention_mask)
-    return torch.equal(again[:, -made.logprobs.shape[1] :], made.logprobs)
 
 
 # -- the plan ----------------------------------------------------------------------------------
@@ -220,48 +200,6 @@ def test_a_weight_written_through_data_is_seen_by_the_next_rollout(model):
     made = rollout(model)
     assert torch.equal(made.logprobs, rollout(copy.deepcopy(model)).logprobs)
     assert is_exact(model)
-
-
-# -- copies ------------------------------------------------------------------------------------
-
-
-def saved(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "save": saved,
-}
-
-
-@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_a_copy_is_whole_independent_and_exact(model, copied):
-    ours = accel.hybridize(model).model
-    made = rollout(model)
-    other = copied(model)
-    theirs = accel.plan(other).model
-    assert theirs.generate.cache is not ours.generate.cache
-    assert theirs.generate.cache.bytes == 0 < ours.generate.cache.bytes
-    assert {installed(m).module for m in other.modules() if installed(m)} <= set(other.modules())
-    for parameter in model.parameters():
-        parameter.data.zero_()
-    assert torch.equal(rollout(other).logprobs, made.logprobs)
-    assert is_exact(other)
-
-
-def test_two_engines_work_at_once(llama, gpt2):
-    engines = [accel.HybridEngine(llama()), accel.HybridEngine(gpt2())]
-    alone = [rollout(engine.model).logprobs for engine in engines]
-    with engines[0].generating(), engines[1].generating():
-        assert torch.equal(rollout(engines[1].model).logprobs, alone[1])
-        assert torch.equal(rollout(engines[0].model).logprobs, alone[0])
-        caches = [engine.model.generate.cache for engine in engines]
-        assert all(cache.bytes for cache in caches)
 
 
 # -- what the forward does not take ------------------------------------------------------------

@@ -186,7 +186,10 @@ def test_without_shape_invariant_kernels_exact_is_refused_op_by_op(name):
         assert {"linear", "attention", "logprob"} <= refused <= set(loose.served_by)
         assert all("exact=False" in refusal.remedy for refusal in plan.refusals)
         engine = accel.HybridEngine(model, config={"exact": False})
-        assert engine.generate(torch.ones(1, 3, dtype=torch.int64), max_new_tokens=2).shape == (1, 5)
+        assert engine.generate(torch.ones(1, 3, dtype=torch.int64), max_new_tokens=2).shape == (
+            1,
+            5,
+        )
 
 
 def test_an_order_for_another_implementation_is_refused_where_exact(llama):

@@ -40,11 +40,12 @@ class Call:
     @contextmanager
     def active(self, device: torch.device) -> Iterator[None]:
         """Where parts of the model run for this call: also in a recomputation during backward."""
-        if _current.get() is self:
+        outer = _current.get()
+        if outer is self:
             yield
             return
-        token = _current.set(self)
         try:
+            _current.set(self)
             # None of the engine's dtypes is autocast's to choose: what generates must be what
             # trains, and generate runs outside the trainer's autocast.
             with (
@@ -53,7 +54,7 @@ class Call:
             ):
                 yield
         finally:
-            _current.reset(token)
+            _current.set(outer)
 
 
 # Outside the engine's forwards, as when a user calls a layer's part by itself.

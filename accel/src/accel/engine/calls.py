@@ -14,6 +14,7 @@ from accel import ops
 from accel.engine.call import Call
 from accel.engine.forward import watched
 from accel.engine.sequences import Sequences
+from accel.errors import OpArgumentError
 
 # transformers' mark for a label that does not count.
 IGNORED = -100
@@ -48,6 +49,11 @@ class Training(Call):
     def _loss(
         self, head: nn.Module, hidden: Tensor, sequences: Sequences, labels: Tensor
     ) -> Tensor:
+        if labels.shape != hidden.shape[:2]:
+            raise OpArgumentError(
+                f"labels must be {list(hidden.shape[:2])} like the tokens; found "
+                f"{list(labels.shape)}"
+            )
         before, after = sequences.successions()
         targets = labels.flatten().index_select(0, after)
         counted = (targets != IGNORED).nonzero().squeeze(1)
@@ -75,12 +81,9 @@ class Scoring(Call):
         h = hidden.flatten(0, 1).index_select(0, before)
         targets = self.ids.flatten().index_select(0, after)
         values, entropies = _scored(head, h, targets, self.temperature)
-        entries = after - after // length - 1  # a row has one entry less than tokens
-        empty = values.new_zeros(batch * (length - 1))
-        return (
-            empty.index_copy(0, entries, values).view(batch, length - 1),
-            empty.index_copy(0, entries, entropies).view(batch, length - 1),
-        )
+        entries = (after // length, after % length - 1)
+        empty = values.new_zeros(batch, length - 1)
+        return empty.index_put(entries, values), empty.index_put(entries, entropies)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ class Step(Call):
 def _scored(
     head: nn.Module, h: Tensor, ids: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """(log-probability, entropy) of ``ids`` ``[T]``; by way of the logits, with the same bits, where
+    """(log-probability, entropy) of ``ids`` ``[T]``; by way of the logits, to the same bits, where
     a hook on the head expects to see those."""
     if watched(head):
         return ops.logprob(head(h), ids, temperature=temperature)

@@ -46,6 +46,10 @@ class HybridEngineConfig:
     on_stats: Callable[[str, float], None] | None = None
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(setting.default, bool) and not isinstance(value, bool):
+                raise ConfigError(f"{setting.name} must be True or False, not {value!r}")
         for name in ("max_out_tokens", "kv_cache_bytes", "micro_batch_size"):
             _require_positive(name, getattr(self, name), optional=True)
         for name in ("inference_tp_size", "tp_gather_partition_size"):

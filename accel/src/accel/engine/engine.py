@@ -86,15 +86,16 @@ class HybridEngine:
     # -- generation ------------------------------------------------------------------------
 
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> Tensor | Rollout:
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *args: Any,
+        **kwargs: Any,
+    ) -> Tensor | Rollout:  # fmt: skip
         """Answers to prompts; see :class:`accel.engine.generation.Generate`. The mode of the model
         does not matter and is not touched."""
         with self._stats.phase("generate") as counts:
             found = self._generate()(input_ids, attention_mask, *args, **kwargs)
             sequences = found if isinstance(found, Tensor) else found.sequences
-            new = sequences[:, input_ids.shape[1] :]
-            counts["tokens"] = new.numel()
+            prompts = kwargs["inputs"] if input_ids is None else input_ids
+            counts["tokens"] = sequences[:, prompts.shape[1] :].numel()
         return found
 
     @contextmanager
@@ -102,8 +103,9 @@ class HybridEngine:
         """Several rollouts in a row: the KV cache is kept between them and given back at the end,
         whatever the configuration says of it."""
         generate = self._generate()
-        kept, generate.config = generate.config, generate.config.keeping_cache()
+        kept = generate.config
         try:
+            generate.config = kept.keeping_cache()
             yield self
         finally:
             generate.config = kept

@@ -110,7 +110,7 @@ def _refuse_unserved(config: Any, unknown: dict[str, Any]) -> None:
         and value not in (None, False)
         and value != neutral.get(name)
     ]
-    asked += [name for name, value in unknown.items() if value is not None]
+    asked += [n for n, value in unknown.items() if value is not None and value is not False]
     if asked:
         raise UnsupportedCapability(
             f"generate does not serve {', '.join(sorted(asked))} so far; "

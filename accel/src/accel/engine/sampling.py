@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from operator import index
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 # Of a 64-bit draw these many bits make the number in [0, 1): times a sum of probabilities it then
 # rounds to less than the sum, so that no token of probability 0 is ever picked.
 _BITS = 48
+_WORD = 2**64 - 1
 
 # What tells samples apart: (a number made of the prompt, how many such came before), or an id.
 Sample = tuple[int, int]
@@ -49,7 +51,7 @@ def uniforms(
     """
     drawn = np.empty((len(samples), count))
     for row, ((number, nth), start) in enumerate(zip(samples, starts)):
-        key = np.array([seed, number], dtype=np.int64 if number < 0 else np.uint64).view(np.uint64)
+        key = np.array([index(seed) & _WORD, number & _WORD], dtype=np.uint64)
         bits = np.random.Philox(key=key, counter=[start, nth, 0, 0])
         first_of_each = bits.random_raw(4 * count)[::4]  # a counter gives four numbers
         drawn[row] = (first_of_each >> (64 - _BITS)) * 2.0**-_BITS

@@ -101,7 +101,9 @@ def _given(positions: Tensor, counted: Tensor, real: Tensor | None) -> Tensor:
     """Positions the caller chose: any first one, then one more for each real token."""
     positions = positions.to(counted.device).expand_as(counted)
     apart = positions - counted
-    first = apart.gather(1, (counted == 0).to(torch.int8).cumsum(1).argmax(1, keepdim=True))
+    first = apart[:, :1]
+    if real is not None:  # the position of the first real token, which holes may follow
+        first = apart.gather(1, real.to(torch.int8).argmax(1, keepdim=True))
     even = apart == first
     if not bool((even if real is None else even | ~real).all()):
         raise OpArgumentError(

@@ -1,0 +1,66 @@
+"""A model sharded over two processes: the engine's forwards are called as modules, so each layer's
+parameters are gathered when it runs and nowhere else."""
+
+import socket
+
+import models
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import accel
+
+NEW = 6
+
+
+def sharded(name, mesh):
+    model = models.MAKERS[name]()
+    engine_first = name == "llama"  # both orders must do
+    if engine_first:
+        accel.hybridize(model)
+    for layer in next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList)):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def work(rank, port, name, found):
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    try:
+        model = sharded(name, init_device_mesh("cpu", (2,)))
+        engine = accel.HybridEngine(model, torch.optim.AdamW(model.parameters()))
+        ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(rank))
+        engine.backward(engine(ids, labels=ids).loss)
+        engine.step()
+        roll = engine.generate(
+            ids, max_new_tokens=NEW, do_sample=True, seed=1, return_logprobs=True
+        )
+        scored = engine.logprobs(roll.sequences, roll.attention_mask).detach()
+        whole = {key: value.full_tensor() for key, value in model.state_dict().items()}
+        torch.save((roll, scored, whole), found / str(rank))
+    finally:
+        dist.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("name", models.MAKERS)
+def test_a_sharded_model_trains_and_generates_as_the_whole_one(name, tmp_path):
+    mp.spawn(work, (free_port(), name, tmp_path), nprocs=2)
+    alone = accel.HybridEngine(models.MAKERS[name]())
+    for rank in range(2):
+        roll, scored, whole = torch.load(tmp_path / str(rank), weights_only=False)
+        assert torch.equal(scored[:, -NEW:], roll.logprobs)
+        before = models.MAKERS[name]().state_dict()
+        assert any(not torch.equal(before[key], whole[key]) for key in whole), "it has trained"
+        alone.model.load_state_dict(whole)
+        assert torch.equal(alone.logprobs(roll.sequences, roll.attention_mask), scored)
