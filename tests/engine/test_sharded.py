@@ -28,9 +28,7 @@ def sharded(name, mesh):
 
 
 def work(rank, port, name, found):
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         model = sharded(name, init_device_mesh("cpu", (2,)))
         engine = accel.HybridEngine(model, torch.optim.AdamW(model.parameters()))

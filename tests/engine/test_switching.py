@@ -14,9 +14,13 @@ from accel.engine.config import HybridEngineConfig
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT's
 
 
-@pytest.fixture(params=models.MAKERS)
-def engine(request):
+@pytest.fixture(autouse=True)
+def _one_thread():
     torch.set_num_threads(1)  # models as small as these have no work for two
+
+
+@pytest.fixture(params=models.MAKERS)
+def engine(request, _one_thread):
     return trained(request.param)
 
 
@@ -47,8 +51,10 @@ def switch(engine, times):
     """The engine used in another way ``times`` times, its mode another now and then."""
     drawn = random.Random(0)
     for _ in range(times):
-        engine.train(drawn.random() < 0.5)
+        mode = drawn.random() < 0.5
+        engine.train(mode)
         drawn.choice((one_rollout, one_rollout, two_rollouts, scored, released))(engine, drawn)
+        assert {module.training for module in engine.model.modules()} == {mode}
     engine.train()
 
 

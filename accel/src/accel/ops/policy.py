@@ -120,8 +120,9 @@ def use(
         changes["strict"] = strict
     if fallback is not None:
         changes["fallback"] = _checked_fallback(fallback)
-    token = scoped.set(_intern(replace(outer, **changes)))
-    try:
+    inner, before = _intern(replace(outer, **changes)), scoped.get()
+    try:  # from here on an interrupt anywhere leaves the outer policy in force
+        scoped.set(inner)
         yield
     finally:
-        scoped.reset(token)
+        scoped.set(before)
