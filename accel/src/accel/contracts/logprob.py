@@ -23,10 +23,8 @@ NAME = "logprob"
 CHUNK_BYTES = 1 << 24  # of fp32 logits held at once: 128 rows of a vocabulary of 32768
 
 
-def adjusted(
-    z: Tensor, scale: float, softcap: float | None, temperature: float
-) -> Tensor:  # [..., V]
-    """Scaled, capped (Gemma 2) and tempered logits; a step that is the identity changes no bit."""
+def adjusted(z: Tensor, scale: float, softcap: float | None, temperature: float) -> Tensor:
+    """Scaled, capped and tempered logits; a step that is the identity changes no bit."""
     if scale != 1.0:
         z = z * scale
     if softcap is not None:
@@ -235,8 +233,6 @@ def samples() -> Iterable[Sample]:
     yield case("long_sum", (5, 2051), 13)
     yield case("many_ids", (5, 24), 2051, bias=True)
     yield case("many_rows", (257, 48), 20)
-    for layout in inputs.LAYOUTS:
-        yield case(f"layout_{layout}", (6, 40), 24, bias=True, layout=layout)
     yield case("adjusted", (9, 50), 30, bias=True, scale=3.0, softcap=2.0, temperature=0.7)
     yield case("cold", (9, 50), 30, temperature=0.25)
     yield case("logits", (16, 64))
@@ -249,6 +245,7 @@ def samples() -> Iterable[Sample]:
     yield case("logits_adjusted", (9, 50), scale=3.0, softcap=2.0, temperature=0.7)
     yield case("logits_filtered", (16, 50), filtered=True)
     for layout in inputs.LAYOUTS:
+        yield case(f"layout_{layout}", (6, 40), 24, bias=True, layout=layout)
         yield case(f"logits_{layout}", (6, 40), layout=layout)
 
 
@@ -258,9 +255,7 @@ def bad_inputs() -> Iterable[BadInput]:
         "ids": lambda dtype, device: inputs.Draw(NAME).integers("ids", (3,), 5, device),
         "w": inputs.maker(NAME, "w", (5, 8)),
         "b": inputs.maker(NAME, "b", (5,)),
-        "scale": 1.0,
-        "softcap": None,
-        "temperature": 1.0,
+        **{"scale": 1.0, "softcap": None, "temperature": 1.0},
     }
     yield inputs.spoil(good, "sum_differs", "last dimension", x=lambda x: x[:, :7])
     yield inputs.spoil(good, "weight_rank", "w must be", w=lambda w: w[0])

@@ -17,7 +17,7 @@ from accel.engine.hybrid import hybridize
 from accel.engine.modules.projection import require_adapter
 from accel.engine.planning import Plan
 from accel.engine.stats import Stats
-from accel.errors import UnsupportedModelError
+from accel.errors import OpArgumentError, UnsupportedModelError
 
 
 class HybridEngine:
@@ -92,10 +92,9 @@ class HybridEngine:
         """Answers to prompts; see :class:`accel.engine.generation.Generate`. The mode of the model
         does not matter and is not touched."""
         with self._stats.phase("generate") as counts:
-            found = self._generate()(input_ids, attention_mask, *args, **kwargs)
-            sequences = found if isinstance(found, Tensor) else found.sequences
-            prompts = kwargs["inputs"] if input_ids is None else input_ids
-            counts["tokens"] = sequences[:, prompts.shape[1] :].numel()
+            generate = self._generate()
+            found = generate(input_ids, attention_mask, *args, **kwargs)
+            counts["tokens"] = generate.made
         return found
 
     @contextmanager
@@ -135,10 +134,16 @@ class HybridEngine:
         """
         self._generate()  # the model is still the engine's
         require_adapter(self.model, adapter)
-        size = micro_batch_size or self.config.micro_batch_size or max(len(input_ids), 1)
+        if input_ids.dim() != 2 or not input_ids.numel():
+            raise OpArgumentError(
+                f"input_ids must be [batch, length] with a token; found {list(input_ids.shape)}"
+            )
+        size = micro_batch_size or self.config.micro_batch_size or len(input_ids)
+        if size < 1:
+            raise ValueError(f"micro_batch_size must be positive; found {size}")
         found = []
         with self._stats.phase("logprobs") as counts:
-            for start in range(0, max(len(input_ids), 1), size):
+            for start in range(0, len(input_ids), size):
                 rows = slice(start, start + size)
                 ids = input_ids[rows]
                 mask = None if attention_mask is None else attention_mask[rows]

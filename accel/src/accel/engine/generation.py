@@ -47,13 +47,17 @@ class Rollout:
 
 
 class Generate:
-    """The ``generate`` of a hybridized model. Changes nothing of the model, whatever happens."""
+    """The ``generate`` of a hybridized model. Changes nothing of the model, whatever happens.
+
+    ``made``  how many tokens the last call made, without what stands behind an answer's end
+    """
 
     def __init__(self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> None:
         self.model = model
         self.spec = spec
         self.config = config
         self.cache = KVCache(config.kv_cache_bytes)
+        self.made = 0
         self._calls = 0
 
     def __call__(
@@ -132,7 +136,8 @@ class Generate:
             going = going & ~torch.isin(token, ends)
             if not going.any():
                 break
-        tokens, counts, values, processed = (torch.stack(made, 1) for made in zip(*columns))
+        tokens, counts, values, processed = (torch.stack(column, 1) for column in zip(*columns))
+        self.made = int(counts.sum())
         return Rollout(
             torch.cat((ids, tokens.to(ids.dtype)), 1),
             torch.cat((mask.to(torch.int64), counts.to(torch.int64)), 1),
