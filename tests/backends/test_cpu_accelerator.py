@@ -31,6 +31,7 @@ def test_the_backend_is_the_host_and_always_there():
     assert backend.variables == ("ACCEL_CPU_ISA",)
     assert {builder.family() for builder in plugin.accel_op_builders()} == {
         "LinearBuilder",
+        "TilingBuilder",
         "TransformerBuilder",
     }
 

@@ -15,8 +15,13 @@ ISAS = ("avx512_bf16", "avx512", "avx2", "scalar")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+_lacking = set()
+
+
 def run(file, isa):
     """The lines ``file`` prints with ``isa``: it is chosen once, so in a process of its own."""
+    if isa in _lacking:
+        pytest.skip(f"this CPU lacks {isa}")
     done = subprocess.run(
         [sys.executable, file, isa],
         env={**os.environ, "ACCEL_CPU_ISA": isa},
@@ -24,6 +29,7 @@ def run(file, isa):
         text=True,
     )
     if "this CPU lacks" in done.stderr:
+        _lacking.add(isa)
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -27,7 +27,7 @@ def gpt2():
 def _training(request, build_cache):
     """``train(name)``: the one trained model of that name; longer if long tests run."""
     long = any(item.get_closest_marker("slow") for item in request.session.items)
-    steps, seconds = (2000, 60) if long else (300, 15)
+    steps, seconds = (2000, 60) if long else (150, 8)
     trained = {}
 
     def train(name):

@@ -27,22 +27,24 @@ def sharded(name, mesh):
     return model
 
 
-def work(rank, port, name, found):
+def work(rank, port, found):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
-        model = sharded(name, init_device_mesh("cpu", (2,)))
-        engine = accel.HybridEngine(model, torch.optim.AdamW(model.parameters()))
-        ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(rank))
-        engine.backward(engine(ids, labels=ids).loss)
-        engine.step()
-        roll = engine.generate(
-            ids, max_new_tokens=NEW, do_sample=True, seed=1, return_logprobs=True
-        )
-        scored = engine.logprobs(roll.sequences, roll.attention_mask).detach()
-        whole = {key: value.full_tensor() for key, value in model.state_dict().items()}
-        torch.save((roll, scored, whole), found / str(rank))
+        for name in models.MAKERS:
+            torch.save(trained_and_generated(rank, name), found / f"{name}.{rank}")
     finally:
         dist.destroy_process_group()
+
+
+def trained_and_generated(rank, name):
+    model = sharded(name, init_device_mesh("cpu", (2,)))
+    engine = accel.HybridEngine(model, torch.optim.AdamW(model.parameters()))
+    ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(rank))
+    engine.backward(engine(ids, labels=ids).loss)
+    engine.step()
+    roll = engine.generate(ids, max_new_tokens=NEW, do_sample=True, seed=1, return_logprobs=True)
+    scored = engine.logprobs(roll.sequences, roll.attention_mask).detach()
+    return roll, scored, {key: value.full_tensor() for key, value in model.state_dict().items()}
 
 
 def free_port():
@@ -51,14 +53,24 @@ def free_port():
         return listening.getsockname()[1]
 
 
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, build_cache):
+    """A folder with what each rank made of each model."""
+    folder = tmp_path_factory.mktemp("sharded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCEL_BACKEND", "cpu")
+        patch.setenv("ACCEL_CACHE_DIR", str(build_cache))
+        mp.spawn(work, (free_port(), folder), nprocs=2)
+    return folder
+
+
 @pytest.mark.parametrize("name", models.MAKERS)
-def test_a_sharded_model_trains_and_generates_as_the_whole_one(name, tmp_path):
-    mp.spawn(work, (free_port(), name, tmp_path), nprocs=2)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_sharded_model_trains_and_generates_as_the_whole_one(found, name, rank):
+    roll, scored, whole = torch.load(found / f"{name}.{rank}", weights_only=False)
+    assert torch.equal(scored[:, -NEW:], roll.logprobs)
     alone = accel.HybridEngine(models.MAKERS[name]())
-    for rank in range(2):
-        roll, scored, whole = torch.load(tmp_path / str(rank), weights_only=False)
-        assert torch.equal(scored[:, -NEW:], roll.logprobs)
-        before = models.MAKERS[name]().state_dict()
-        assert any(not torch.equal(before[key], whole[key]) for key in whole), "it has trained"
-        alone.model.load_state_dict(whole)
-        assert torch.equal(alone.logprobs(roll.sequences, roll.attention_mask), scored)
+    before = alone.model.state_dict()
+    assert any(not torch.equal(before[key], whole[key]) for key in whole), "it has trained"
+    alone.model.load_state_dict(whole)
+    assert torch.equal(alone.logprobs(roll.sequences, roll.attention_mask), scored)

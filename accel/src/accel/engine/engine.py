@@ -134,16 +134,16 @@ class HybridEngine:
         """
         self._generate()  # the model is still the engine's
         require_adapter(self.model, adapter)
-        if input_ids.dim() != 2 or not input_ids.numel():
+        if input_ids.dim() != 2 or not input_ids.shape[1]:
             raise OpArgumentError(
-                f"input_ids must be [batch, length] with a token; found {list(input_ids.shape)}"
+                f"input_ids must be [batch, length > 0]; found {list(input_ids.shape)}"
             )
-        size = micro_batch_size or self.config.micro_batch_size or len(input_ids)
+        size = micro_batch_size or self.config.micro_batch_size or max(len(input_ids), 1)
         if size < 1:
             raise ValueError(f"micro_batch_size must be positive; found {size}")
         found = []
         with self._stats.phase("logprobs") as counts:
-            for start in range(0, len(input_ids), size):
+            for start in range(0, max(len(input_ids), 1), size):
                 rows = slice(start, start + size)
                 ids = input_ids[rows]
                 mask = None if attention_mask is None else attention_mask[rows]
