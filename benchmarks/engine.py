@@ -1,7 +1,7 @@
 """The hybrid engine beside transformers, on one model with the same weights, in the same run.
 
-A Llama of 0.25 B parameters (16 layers of 1024, grouped heads 16/4, vocabulary 32000), random
-weights: decoding, prefill and a training step. Run by ``bench.py``.
+A Llama of 0.1 B parameters (12 layers of 768, grouped heads 12/4, vocabulary 16000), random
+weights: decoding, prefill and a training step. Run by ``bench.py``, or alone.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import accel
 
-PROMPT, NEW = 32, 17
+PROMPT, NEW = 16, 17
 BATCHES = (1, 8)
-PREFILL = 256
-TRAINING = (4, 256)
+PREFILL = 128
+TRAINING = (1, 128)
 
 
 def model_of(dtype: torch.dtype) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=16,
-        num_attention_heads=16, num_key_value_heads=4, max_position_embeddings=2048,
+        vocab_size=16000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12,
+        num_attention_heads=12, num_key_value_heads=4, max_position_embeddings=2048,
         pad_token_id=0, eos_token_id=None,
     )  # fmt: skip
     return LlamaForCausalLM(config).to(dtype)
@@ -53,13 +53,13 @@ def rows() -> Iterator[dict[str, Any]]:
 def tasks() -> Iterator[tuple[str, int, Callable[[Any], object]]]:
     """(name, tokens it handles, what to do with a model)"""
     for batch in BATCHES:
-        ids = torch.randint(1, 32000, (batch, PROMPT))
+        ids = torch.randint(1, 16000, (batch, PROMPT))
         # The prompts' forward is in both; of PROMPT + NEW tokens NEW are decoded.
         yield f"generate {NEW}, batch {batch}", batch * NEW, lambda m, ids=ids: generate(m, ids)
-    ids = torch.randint(1, 32000, (1, PREFILL))
+    ids = torch.randint(1, 16000, (1, PREFILL))
     yield f"forward 1x{PREFILL}", PREFILL, lambda m: forward(m, ids)
     batch, length = TRAINING
-    rows = torch.randint(1, 32000, TRAINING)
+    rows = torch.randint(1, 16000, TRAINING)
     yield f"training step {batch}x{length}", batch * length, lambda m: train(m, rows)
 
 
@@ -82,7 +82,7 @@ def train(model: Any, ids: torch.Tensor) -> None:
 def table(results: list[dict[str, Any]]) -> Table:
     found = Table(
         "dtype", "task", "transformers tok/s", "accel tok/s", "accel / transformers",
-        title="Llama 0.25 B, both with the same weights",
+        title="Llama 0.1 B, both with the same weights",
     )  # fmt: skip
     for row in results:
         found.add_row(
@@ -90,3 +90,9 @@ def table(results: list[dict[str, Any]]) -> Table:
             f"{row['ratio']:.2f}",
         )  # fmt: skip
     return found
+
+
+if __name__ == "__main__":
+    from rich.console import Console
+
+    Console().print(table(list(rows())))
