@@ -12,15 +12,18 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Seconds per call of each, ``rounds`` times each, taken in turn (A B C A B C ...).
 
-    Each round of a call repeats it until about ``seconds / rounds`` have passed.
+    Each round of a call repeats it until about ``seconds / rounds`` have passed. Calls that take
+    seconds get fewer rounds, three at least, so that they end within half a minute.
     """
-    repeats = {}
+    repeats, together = {}, 0.0
     for name, call in calls.items():
         call()
         start = time.perf_counter()
         call()
         once = max(time.perf_counter() - start, 1e-7)
+        together += once
         repeats[name] = max(1, int(seconds / rounds / once))
+    rounds = min(rounds, max(3, int(30 / together)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
