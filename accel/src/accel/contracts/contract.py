@@ -23,6 +23,17 @@ class Tolerance:
     peak: float
 
 
+def rounded_once(fp32: Tolerance) -> Mapping[torch.dtype, Tolerance]:
+    """Per dtype, for an op computed in fp32 and rounded once: the half precisions have the error of
+    that rounding, float64 is computed in itself."""
+    return {
+        torch.float64: Tolerance(rms=1e-14, peak=1e-13),
+        torch.float32: fp32,
+        torch.bfloat16: Tolerance(rms=2.5e-3, peak=2e-2),
+        torch.float16: Tolerance(rms=3e-4, peak=2.5e-3),
+    }
+
+
 @dataclass(frozen=True)
 class Cost:
     """Bytes that must be moved and floating point operations that must be done."""

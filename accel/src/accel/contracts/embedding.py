@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import checks, inputs
-from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
+from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance, rounded_once
 from accel.errors import OpArgumentError
 
 NAME = "embedding"
@@ -113,12 +113,7 @@ EMBEDDING = Contract(
     autocast="keep",
     reference_invariant=True,
     # The forward is a copy; these bound the gradient's sums.
-    tolerance={
-        torch.float64: Tolerance(rms=1e-14, peak=1e-13),
-        torch.float32: Tolerance(rms=3e-7, peak=4e-6),
-        torch.bfloat16: Tolerance(rms=2.5e-3, peak=2e-2),
-        torch.float16: Tolerance(rms=3e-4, peak=2.5e-3),
-    },
+    tolerance=rounded_once(Tolerance(rms=3e-7, peak=4e-6)),
     samples=samples,
     bad_inputs=bad_inputs,
     cost=cost,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import checks, inputs
-from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
+from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance, rounded_once
 
 NAME = "layer_norm"
 
@@ -156,13 +156,8 @@ LAYER_NORM = Contract(
     backward=backward,
     autocast="input",
     reference_invariant=True,
-    tolerance={
-        torch.float64: Tolerance(rms=1e-14, peak=1e-13),
-        # A mean of eight deviations costs three bits of each.
-        torch.float32: Tolerance(rms=1e-6, peak=6e-6),
-        torch.bfloat16: Tolerance(rms=2.5e-3, peak=2e-2),
-        torch.float16: Tolerance(rms=3e-4, peak=2.5e-3),
-    },
+    # A mean of eight deviations costs three bits of each.
+    tolerance=rounded_once(Tolerance(rms=1e-6, peak=6e-6)),
     samples=samples,
     bad_inputs=bad_inputs,
     cost=cost,

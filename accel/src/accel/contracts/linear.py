@@ -11,7 +11,7 @@ from torch import Tensor
 
 from accel.contracts import checks, inputs
 from accel.contracts.activation import activate, slope
-from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
+from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance, rounded_once
 
 NAME = "linear"
 
@@ -157,12 +157,7 @@ LINEAR = Contract(
     backward=backward,
     autocast="lower",
     reference_invariant=False,
-    tolerance={
-        torch.float64: Tolerance(rms=1e-14, peak=1e-13),
-        torch.float32: Tolerance(rms=1e-6, peak=1e-5),
-        torch.bfloat16: Tolerance(rms=2.5e-3, peak=2e-2),
-        torch.float16: Tolerance(rms=3e-4, peak=2.5e-3),
-    },
+    tolerance=rounded_once(Tolerance(rms=1e-6, peak=1e-5)),
     samples=samples,
     bad_inputs=bad_inputs,
     cost=cost,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import checks, inputs, linear
-from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
+from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance, rounded_once
 from accel.errors import OpArgumentError
 
 NAME = "logprob"
@@ -287,12 +287,7 @@ LOGPROB = Contract(
     backward=backward,
     autocast="input",
     reference_invariant=False,
-    tolerance={
-        torch.float64: Tolerance(rms=1e-14, peak=1e-13),
-        torch.float32: Tolerance(rms=1e-6, peak=1e-5),
-        torch.bfloat16: Tolerance(rms=2.5e-3, peak=2e-2),
-        torch.float16: Tolerance(rms=3e-4, peak=2.5e-3),
-    },
+    tolerance=rounded_once(Tolerance(rms=1e-6, peak=1e-5)),
     samples=samples,
     bad_inputs=bad_inputs,
     cost=cost,

@@ -1,6 +1,6 @@
 """Ops: one typed function per contract, the layers' only door to kernels.
 
-functions.py    the typed functions
+functions/      the typed functions
 orders.py       what a user wants, read from text     policy.py      what is in force here
 catalog.py      every implementation there is         resolution.py  which one serves, and why
 binding.py      loading and wrapping it               door.py        from a call to the kernel
@@ -17,35 +17,13 @@ import torch
 from accel import registry as _registry
 from accel import selection as _selection
 from accel.op_builder import Request
+from accel.ops import functions
 from accel.ops import policy as _policy
-from accel.ops.functions import (
-    attention,
-    embedding,
-    gated_linear,
-    layer_norm,
-    linear,
-    logprob,
-    lora_linear,
-    rms_norm,
-    rotary,
-)
+from accel.ops.functions import *  # noqa: F403
 from accel.ops.policy import use
 from accel.ops.resolution import Decision, contract_of, decide
 
-__all__ = [
-    "attention",
-    "embedding",
-    "explain",
-    "fallbacks",
-    "gated_linear",
-    "layer_norm",
-    "linear",
-    "logprob",
-    "lora_linear",
-    "rms_norm",
-    "rotary",
-    "use",
-]
+__all__ = [*functions.__all__, "explain", "fallbacks", "use"]
 
 
 def explain(

@@ -1,0 +1,1 @@
+"""Layers: torch modules built from ops."""

@@ -1,0 +1,20 @@
+"""The typed function of each op, by family. What it means is its contract's to say, exactly.
+
+OpArgumentError where an argument does not fit; every error says what was asked, found, possible.
+"""
+
+from accel.ops.functions.linear import gated_linear, linear, lora_linear
+from accel.ops.functions.tiling import logprob
+from accel.ops.functions.transformer import attention, embedding, layer_norm, rms_norm, rotary
+
+__all__ = [
+    "attention",
+    "embedding",
+    "gated_linear",
+    "layer_norm",
+    "linear",
+    "logprob",
+    "lora_linear",
+    "rms_norm",
+    "rotary",
+]

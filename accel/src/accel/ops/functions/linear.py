@@ -1,0 +1,67 @@
+"""Products with a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from accel.contracts import GATED_LINEAR, LINEAR, LORA_LINEAR
+from accel.ops import door
+
+_linear: Callable[..., Tensor] = door.of(LINEAR)
+_gated_linear: Callable[..., Tensor] = door.of(GATED_LINEAR)
+_lora_linear: Callable[..., Tensor] = door.of(LORA_LINEAR)
+
+
+def linear(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    act: str | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``act(x @ w.T + b)``: accumulated, biased and activated in fp32, rounded once.
+
+    x ``[..., K]``, w ``[N, K]``, b ``[N]`` of one floating point dtype on one device; returns
+    ``[..., N]`` in ``out_dtype`` (default x's). ``act``: ``"relu"``, ``"gelu"`` (erf),
+    ``"gelu_tanh"``, ``"silu"`` or None.
+    """
+    return _linear(x, w, b, act, out_dtype)
+
+
+def gated_linear(
+    x: Tensor,
+    w_gate: Tensor,
+    w_up: Tensor,
+    b_gate: Tensor | None = None,
+    b_up: Tensor | None = None,
+    *,
+    act: str = "silu",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``act(x @ w_gate.T + b_gate) * (x @ w_up.T + b_up)`` in fp32, rounded once (Shazeer 2020).
+
+    x ``[..., K]``, weights ``[N, K]``, biases ``[N]``; returns ``[..., N]``. See :func:`linear`.
+    """
+    return _gated_linear(x, w_gate, w_up, b_gate, b_up, act, out_dtype)
+
+
+def lora_linear(
+    x: Tensor,
+    w: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    b: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``x @ w.T + b + scale * (x @ lora_a.T) @ lora_b.T`` in fp32, rounded once (Hu et al. 2021).
+
+    x ``[..., K]``, w ``[N, K]``, lora_a ``[R, K]``, lora_b ``[N, R]``, b ``[N]``; returns
+    ``[..., N]``. See :func:`linear`.
+    """
+    return _lora_linear(x, w, lora_a, lora_b, b, scale, out_dtype)

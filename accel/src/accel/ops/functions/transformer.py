@@ -1,0 +1,68 @@
+"""Norms, embedding, rotary, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from accel.contracts import ATTENTION, EMBEDDING, LAYER_NORM, RMS_NORM, ROTARY
+from accel.ops import door
+
+_rms_norm: Callable[..., Tensor] = door.of(RMS_NORM)
+_layer_norm: Callable[..., Tensor] = door.of(LAYER_NORM)
+_rotary: Callable[..., Tensor] = door.of(ROTARY)
+_embedding: Callable[..., Tensor] = door.of(EMBEDDING)
+_attention: Callable[..., Tensor] = door.of(ATTENTION)
+
+
+def rms_norm(x: Tensor, w: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:
+    """``x / sqrt(mean(x²) + eps) * w`` over the last dimension, in fp32, rounded once.
+
+    x ``[..., H]``, w ``[H]`` or None; returns x's shape and dtype (Zhang and Sennrich 2019).
+    """
+    return _rms_norm(x, w, eps)
+
+
+def layer_norm(
+    x: Tensor, w: Tensor | None = None, b: Tensor | None = None, *, eps: float = 1e-5
+) -> Tensor:
+    """``(x - mean(x)) / sqrt(var(x) + eps) * w + b`` over the last dimension, in fp32, rounded
+    once.
+
+    x ``[..., H]``, w and b ``[H]`` or None; returns x's shape and dtype (Ba et al. 2016).
+    """
+    return _layer_norm(x, w, b, eps)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """Rotate the first ``2r`` elements of each head by the angles of its row (Su et al. 2021).
+
+    x ``[..., H, D]``; cos and sin fp32 ``[..., r]``, one row for all H heads. Pairs are
+    ``(i, i + r)``, or ``(2i, 2i + 1)`` if ``interleaved``. Returns x's shape and dtype.
+    """
+    return _rotary(x, cos, sin, interleaved)
+
+
+def embedding(ids: Tensor, w: Tensor) -> Tensor:
+    """Row ``ids[...]`` of w for each id. ids int ``[...]``, w ``[V, H]``; returns ``[..., H]``."""
+    return _embedding(ids, w)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Tensor,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention of sequences that lie in rows; grouped heads (Ainslie et al. 2023).
+
+    q ``[M, H, D]``, k ``[N, G, D]``, v ``[N, G, E]``, H a multiple of G. spans int64 ``[B, 4]``:
+    ``(q_start, q_len, k_start, k_len)`` of each sequence. If ``causal`` its last query sees its
+    last key, the one before one key less. ``scale`` of the scores: ``D ** -0.5`` by default.
+    Returns ``[M, H, E]``, 0 for queries that see nothing.
+    """
+    return _attention(q, k, v, spans, causal, scale)
