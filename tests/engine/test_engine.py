@@ -8,8 +8,10 @@ import torch
 from measures import batch, rms, seeded
 
 import accel
+import accel_cpu.plugin
+from accel import testing
 from accel.contracts import CONTRACTS
-from accel.errors import CapacityError, ConfigError, UnsupportedCapability
+from accel.errors import CapacityError, ConfigError, IgnoredWarning, UnsupportedCapability
 
 DEEPSPEED = {
     "enabled": True, "max_out_tokens": 512, "inference_tp_size": 1,
@@ -91,6 +93,31 @@ def test_labels_of_another_shape_are_refused(engine):
     for labels in (seeded((2, 5)), seeded((2, 7)), seeded((3, 6))):
         with pytest.raises(ValueError, match=r"labels must be \[2, 6\]"):
             engine(seeded((2, 6)), labels=labels)
+
+
+# -- autocast ----------------------------------------------------------------------------------
+
+
+def values(engine):
+    """Of every way through the model, a training step with its layers' recomputation included."""
+    ids, mask = batch()
+    made = engine.generate(ids, mask, max_new_tokens=2, return_logprobs=True)
+    engine.model.zero_grad()
+    engine.backward(engine(ids, mask, labels=ids).loss)
+    gradients = [p.grad.clone() for p in engine.model.parameters()]
+    return [made.logprobs, engine.logprobs(ids, mask), *gradients]
+
+
+def test_autocast_is_ignored_which_is_said_once(engine):
+    engine.model.activation_checkpointing_enable({"use_reentrant": False})
+    engine.train()
+    with testing.installed(accel_cpu.plugin):
+        want = values(engine)
+        with torch.autocast("cpu", torch.bfloat16):
+            with pytest.warns(IgnoredWarning, match="autocast is ignored.*the dtype you mean"):
+                engine.logprobs(*batch())
+            found = values(engine)  # without a word: one would be an error
+    assert all(map(torch.equal, found, want))
 
 
 # -- adapters ----------------------------------------------------------------------------------
