@@ -212,6 +212,12 @@ def test_hidden_states_are_as_many_and_the_same(pair):
     assert pair[1](ids).hidden_states is None
 
 
+def test_outputs_say_that_no_cache_was_kept(pair):
+    """For code that reads the field of transformers' own outputs."""
+    for model in (pair[1], pair[1].base_model):
+        assert model(seeded((2, 9))).past_key_values is None
+
+
 def test_a_tuple_has_the_same_entries_in_the_same_order(pair):
     ids = seeded((2, 9))
     theirs, ours = (m(ids, labels=ids, use_cache=False, return_dict=False) for m in pair)

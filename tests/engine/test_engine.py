@@ -183,6 +183,20 @@ def test_statistics_count_phases_and_tokens(llama):
     assert engine.stats()["generate"]["calls"] == 2, "what was returned is a copy"
 
 
+def test_padding_is_no_token(engine):
+    ids, mask = batch()
+    made = engine.generate(ids, mask, max_new_tokens=4, return_logprobs=True)
+    engine.logprobs(ids, mask, micro_batch_size=2)
+    assert engine.stats()["logprobs"]["tokens"] == mask.sum() < ids.numel()
+    # One that ends early, so that padding stands behind it.
+    end = made.sequences[0, -4].item()
+    short = engine.generate(
+        ids, mask, max_new_tokens=4, eos_token_id=end, pad_token_id=0, return_logprobs=True
+    )
+    answers = short.attention_mask[:, ids.shape[1] :]
+    assert engine.stats()["generate"]["tokens"] == 12 + answers.sum() < 24
+
+
 def test_what_was_aborted_is_not_counted(llama):
     engine = accel.HybridEngine(llama())
     with pytest.raises(CapacityError):

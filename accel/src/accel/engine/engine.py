@@ -151,7 +151,8 @@ class HybridEngine:
                     exact=self.config.exact, adapter=adapter, ids=ids, temperature=temperature
                 )
                 found.append(self.model(input_ids=ids, attention_mask=mask, call=call))
-            counts["tokens"] = input_ids.numel()
+            real = input_ids.numel() if attention_mask is None else attention_mask.sum()
+            counts["tokens"] = int(real)
         values, entropies = (torch.cat(parts) for parts in zip(*found))
         return (values, entropies) if entropy else values
 

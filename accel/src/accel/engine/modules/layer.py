@@ -41,15 +41,11 @@ class DecoderLayer(Forward):
             return h + part(spec.mlp)(part(spec.mlp_norm)(h))  # type: ignore[no-any-return]
 
     def _recomputes(self) -> bool:
-        """True if gradient checkpointing is on and nobody does it: transformers' layers do it in
-        their class's ``forward``, whose place this takes; older ones in ``__call__``."""
+        """True if gradient checkpointing is on: layers of transformers do it in their class's
+        ``forward``, whose place this takes. Without gradients there is nothing to recompute."""
         module = self.module
-        return (
-            torch.is_grad_enabled()
-            and module.training
-            and getattr(module, "gradient_checkpointing", False)
-            and type(module).__call__ is nn.Module.__call__
-        )
+        asked = module.training and getattr(module, "gradient_checkpointing", False)
+        return asked and torch.is_grad_enabled()
 
 
 class _Branch(Forward):
@@ -136,9 +132,10 @@ def attention_with_dropout(
     probabilities: for a training step that asks for it, sequence by sequence."""
     found = [q.new_empty((0, q.shape[1], v.shape[2]))]
     for start, length, _, _ in spans.tolist():
-        heads_first = (t[None, start : start + length].transpose(1, 2) for t in (q, k, v))
+        rows = slice(start, start + length)
+        query, key, value = (t[None, rows].transpose(1, 2) for t in (q, k, v))
         attended = F.scaled_dot_product_attention(
-            *heads_first, dropout_p=p, is_causal=True, scale=scale, enable_gqa=True
+            query, key, value, dropout_p=p, is_causal=True, scale=scale, enable_gqa=True
         )
         found.append(attended.transpose(1, 2)[0])
     return torch.cat(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from accel.engine.call import Call
@@ -52,9 +51,9 @@ class Decoder(Forward):
         )  # fmt: skip
         if call is not None:
             return found
-        from transformers.modeling_outputs import BaseModelOutput
+        from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        output = BaseModelOutput(last_hidden_state=found.hidden, hidden_states=found.kept)
+        output = BaseModelOutputWithPast(found.hidden, hidden_states=found.kept)
         return output if return_dict is not False else output.to_tuple()
 
     def _decode(
@@ -82,7 +81,7 @@ class Decoder(Forward):
             kept = []
             for layer in self._part(self.spec.layers).children():
                 kept += [h] if keep else []
-                h = _called(layer, h, angles, sequences, call)
+                h = layer(h, angles, sequences, call)
             h = self._part(self.spec.final_norm)(h)
         return Decoded(h, sequences, (*kept, h) if keep else None)
 
@@ -146,13 +145,6 @@ class CausalLM(Forward):
             return found
         found.hidden_states = decoded.kept
         return found if return_dict is not False else found.to_tuple()
-
-
-def _called(layer: nn.Module, *args: Any) -> Tensor:
-    # Layers of transformers checkpoint themselves in __call__, which has nothing to recompute here.
-    if torch.is_grad_enabled():
-        return layer(*args)  # type: ignore[no-any-return]
-    return nn.Module.__call__(layer, *args)  # type: ignore[no-any-return]
 
 
 def refuse(unserved: dict[str, Any]) -> None:
