@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from accel import ops
+from accel.contracts.checks import WIDE
 from accel.engine import policy as policies
 from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import Forward
 from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
-from accel.engine.modules.projection import Activation, Linear, LoraLinear, wide
+from accel.engine.modules.projection import Activation, Linear, LoraLinear
 from accel.engine.policy import ModelPolicy
 from accel.engine.roles import Role, roles
 from accel.engine.spec import DecoderSpec
@@ -182,7 +183,7 @@ def _served(
     """The implementation of every op the model needs, or why there is none."""
     parameter = next(model.parameters())
     needed: dict[str, dict[str, Any]] = {
-        "embedding": {}, spec.norm: {}, "linear": {"out_dtype": wide(parameter.dtype)},
+        "embedding": {}, spec.norm: {}, "linear": {"out_dtype": WIDE.get(parameter.dtype)},
         "attention": {}, "logprob": {},
     }  # fmt: skip
     needed |= {"gated_linear": {"act": spec.act}} if spec.layer.gate else {}
