@@ -23,13 +23,6 @@ def state(model):
     return {"modules": snapshots.modules(model), "parameters": snapshots.parameters(model)}
 
 
-@pytest.fixture(params=["llama", "gpt2", "llama with LoRA", "gpt2 with LoRA"])
-def model(request):
-    name, _, lora = request.param.partition(" ")
-    model = models.MAKERS[name]()
-    return models.with_lora(model) if lora else model
-
-
 # -- the plan ----------------------------------------------------------------------------------
 
 
