@@ -37,7 +37,7 @@ class Call:
 
     def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Any:
         """What the model returns, from its last hidden state ``[B, S, H]``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say what the model returns")
 
     @contextmanager
     def active(self, device: torch.device) -> Iterator[None]:

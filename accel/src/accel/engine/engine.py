@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class HybridEngine:
         generate = self._generate()
         kept = generate.config
         try:
-            generate.config = kept.keeping_cache()
+            generate.config = replace(kept, release_inference_cache=False)
             yield self
         finally:
             generate.config = kept

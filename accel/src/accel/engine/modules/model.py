@@ -23,13 +23,17 @@ class Decoded(NamedTuple):
     kept: tuple[Tensor, ...] | None
 
 
-class Decoder(Forward):
-    """Embeddings, layers and the last norm; what transformers calls the base model."""
+class _Model(Forward):
+    """What knows the whole spec. ``exact`` holds for forwards that no :class:`Call` came with."""
 
     def __init__(self, module: nn.Module, spec: DecoderSpec, exact: bool) -> None:
         super().__init__(module)
         self.spec = spec
         self.exact = exact
+
+
+class Decoder(_Model):
+    """Embeddings, layers and the last norm; what transformers calls the base model."""
 
     def __call__(
         self,
@@ -97,13 +101,8 @@ class Decoder(Forward):
         return self.module.get_submodule(path.removeprefix(self.spec.decoder + "."))
 
 
-class CausalLM(Forward):
+class CausalLM(_Model):
     """The model with its head: logits and loss, or whatever ``call`` makes of the hidden state."""
-
-    def __init__(self, module: nn.Module, spec: DecoderSpec, exact: bool) -> None:
-        super().__init__(module)
-        self.spec = spec
-        self.exact = exact
 
     def __call__(
         self,
