@@ -4,11 +4,18 @@ import copy
 
 import models
 import pytest
+import torch
 
 
 @pytest.fixture(autouse=True)
 def _cpu(monkeypatch):
     monkeypatch.setenv("ACCEL_BACKEND", "cpu")
+
+
+@pytest.fixture
+def _one_thread():
+    """Models this small leave a second one nothing but to wait, which is slow on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +30,7 @@ def gpt2():
     return models.gpt2
 
 
-@pytest.fixture(params=["llama", "gpt2", "llama with LoRA", "gpt2 with LoRA"])
+@pytest.fixture(params=[name + lora for lora in ("", " with LoRA") for name in models.MAKERS])
 def model(request):
     """Each of them, with adapters and without."""
     name, _, lora = request.param.partition(" ")

@@ -61,6 +61,13 @@ def batch():
 # -- models in the engine's hands --------------------------------------------------------------
 
 
+def hybrid(model):
+    """A copy of it there."""
+    copied = copy.deepcopy(model)
+    accel.hybridize(copied)
+    return copied
+
+
 def scores(model):
     """What such a model says of the batch, by a fresh engine around it."""
     return accel.HybridEngine(model).logprobs(*batch()).detach()

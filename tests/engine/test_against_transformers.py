@@ -8,12 +8,9 @@ import measures
 import models
 import pytest
 import torch
-from measures import batch, excess, positions, seeded
+from measures import batch, excess, hybrid, positions, seeded
 
-import accel
-from accel.contracts import CONTRACTS
-from accel.engine.modules.layer import attention_with_dropout
-from accel_conformance.measure import shares
+pytestmark = pytest.mark.usefixtures("_one_thread")
 
 ROPE = {"rope_theta": 10000.0, "factor": 4.0}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -38,12 +35,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Models this small leave a second one nothing but to wait, which is slow on a busy machine."""
-    torch.set_num_threads(1)
-
-
 def made(case):
     """A model of ours; vectors (norms, biases) leave the ones and zeros they begin with."""
     name, config = CASES[case]
@@ -58,12 +49,6 @@ def made(case):
 @pytest.fixture(params=CASES)
 def model(request):
     return made(request.param)
-
-
-def hybrid(model):
-    copied = copy.deepcopy(model)
-    accel.hybridize(copied)
-    return copied
 
 
 def labelled():
@@ -171,7 +156,7 @@ def test_a_training_run_follows_transformers_own(name):
 # -- arguments of the forward ------------------------------------------------------------------
 
 
-@pytest.fixture(params=["llama", "gpt2"])
+@pytest.fixture(params=models.MAKERS)
 def pair(request):
     """transformers' model, and its copy in the engine's hands."""
     model = made(request.param)
@@ -240,71 +225,3 @@ def test_a_training_step_gives_no_logits_unless_they_are_asked_for(pair):
     assert ours(ids, labels=ids, skip_logits=False).logits.shape == (2, 9, 97)
     assert ours(ids).logits.shape == (2, 9, 97)
     assert ours.eval()(ids, labels=ids).logits.shape == (2, 9, 97)
-
-
-# -- dropout -----------------------------------------------------------------------------------
-
-DROPOUTS = {
-    "branches": ("gpt2", {"resid_pdrop": 0.3}, None),
-    "embedding": ("gpt2", {"embd_pdrop": 0.3}, None),
-    "probabilities": ("gpt2", {"attn_pdrop": 0.3}, None),
-    "probabilities of groups": ("llama", {"attention_dropout": 0.3}, None),
-    "LoRA": ("llama", {}, 0.3),
-    "LoRA on a transposed weight": ("gpt2", {}, 0.3),
-}
-
-
-def dropping(case):
-    name, config, lora = DROPOUTS[case]
-    model = models.MAKERS[name](num_hidden_layers=1, **LARGE, **config)
-    return model if lora is None else models.with_lora(model, lora_dropout=lora)
-
-
-@pytest.mark.parametrize("case", DROPOUTS)
-def test_a_training_step_drops_as_transformers_does(case):
-    """The logits' mean square distance from where they lie on average, and the loss, have over 150
-    draws each the same mean to less than 5 standard errors: by chance once in a million seeds."""
-    model = dropping(case).train()
-    ids, draws = seeded((1, 8)), 150
-    torch.manual_seed(5)
-    with torch.no_grad():
-        theirs, ours = (
-            torch.stack([m(input_ids=ids).logits.double()[0, :-1] for _ in range(draws)])
-            for m in (model, hybrid(model))
-        )
-    centre = theirs.mean(0)
-    assert (ours[0] - ours[1]).abs().max() > 0
-    for measured in (
-        lambda logits: (logits - centre).square().mean((1, 2)),
-        lambda logits: -logits.log_softmax(-1).gather(2, ids[:, 1:, None].expand(draws, 7, 1)).mean(
-            (1, 2)
-        ),
-    ):  # fmt: skip
-        one, other = measured(theirs), measured(ours)
-        error = ((one.var() + other.var()) / draws).sqrt()
-        assert abs(one.mean() - other.mean()) < 5 * error
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attention_that_drops_nothing_is_attention(dtype):
-    """Also of a sequence without tokens."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(8, heads, 16, generator=generator).to(dtype) for heads in (4, 2, 2))
-    spans = torch.tensor([[0, 3, 0, 3], [3, 0, 3, 0], [3, 5, 3, 5]])
-    attention = CONTRACTS["attention"]
-    want = attention.reference(q.double(), k.double(), v.double(), spans, scale=0.3)
-    found = attention_with_dropout(q, k, v, spans, scale=0.3, p=0.0)
-    used = shares(found, want.numpy(), attention.tolerance[dtype])
-    assert used.within, str(used)
-
-
-@pytest.mark.parametrize("case", DROPOUTS)
-def test_generate_and_logprobs_never_drop(case):
-    engine = accel.HybridEngine(dropping(case))
-    ids, mask = batch()
-    asked = {"max_new_tokens": 6, "do_sample": True, "seed": 3, "return_logprobs": True}
-    still, want = engine.logprobs(ids, mask), engine.generate(ids, mask, **asked)
-    engine.train()
-    assert torch.equal(engine.logprobs(ids, mask), still)
-    assert torch.equal(engine.generate(ids, mask, **asked).logprobs, want.logprobs)
-    assert engine.model.training

@@ -19,7 +19,7 @@ DEEPSPEED = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["llama", "gpt2"])
+@pytest.fixture(params=models.MAKERS)
 def engine(request):
     return accel.HybridEngine(models.MAKERS[request.param](initializer_range=0.15))
 

@@ -16,7 +16,7 @@ MASK = torch.ones_like(IDS)
 MASK[0, :3] = 0
 
 
-@pytest.fixture(params=["llama", "gpt2"])
+@pytest.fixture(params=models.MAKERS)
 def theirs(request):
     """A model that stays transformers'."""
     return models.MAKERS[request.param](initializer_range=0.15)

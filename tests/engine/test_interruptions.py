@@ -25,6 +25,7 @@ from accel.engine.modules import parts
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*autocast:accel.errors.IgnoredWarning"),  # drawn below
+    pytest.mark.usefixtures("_one_thread"),
 ]
 
 ENGINE = str(Path(engines.__file__).parent)
@@ -179,11 +180,6 @@ def engine(request):
         patch.setenv("ACCEL_BACKEND", "cpu")
         patch.setenv("ACCEL_CACHE_DIR", str(request.getfixturevalue("build_cache")))
         return midway.trained(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)  # models as small as these have no work for two
 
 
 def rollout(engine):

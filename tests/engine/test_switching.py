@@ -11,16 +11,14 @@ from midway import IDS, MASK, trained
 import accel
 from accel.engine.config import HybridEngineConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT's
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)  # models as small as these have no work for two
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),  # PEFT's
+    pytest.mark.usefixtures("_one_thread"),
+]
 
 
 @pytest.fixture(params=models.MAKERS)
-def engine(request, _one_thread):
+def engine(request):
     return trained(request.param)
 
 
