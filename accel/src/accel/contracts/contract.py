@@ -85,6 +85,7 @@ class Contract:
     ``bad_inputs``  inputs that must be refused
     ``cost``        of a call with given arguments
     ``keyed_by``    the tensor whose dtype and device choose the implementation
+    ``keeps_results``  ``backward`` is also given the ``results``, by that name
     ``rowwise``     leading dimensions of the first argument are rows, any number of them, and no
                     other argument speaks of them: a batch of inputs is more rows
 
@@ -109,6 +110,7 @@ class Contract:
     cost: Callable[..., Cost]
     keyed_by: str = "x"
     rowwise: bool = True
+    keeps_results: bool = False
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
