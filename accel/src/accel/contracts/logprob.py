@@ -106,6 +106,8 @@ def backward(
     m = math.prod(x.shape[:-1])
     flat, at = x.reshape(m, x.shape[-1]), ids.reshape(m)
     grads = [None if g is None else g.to(wide).reshape(m, 1) for g in grad]
+    if not any(g is not None for g in grads):
+        return (None,) * 7
     adjust = Adjustment(scale, softcap, temperature)
     if w is None:
         dx = _logits_gradient(grads, flat.to(wide), at, adjust) if needs[0] else None
