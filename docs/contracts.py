@@ -1,4 +1,4 @@
-"""Writes docs/contracts.md from the contracts: ``python docs/contracts.py``; a test holds it true."""
+"""``python docs/contracts.py`` writes contracts.md from the contracts; a test holds it true."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 HEAD = """# Contracts
 
-What each op promises, on every device and by every implementation. Made from the contracts by `python docs/contracts.py`.
+What each op promises, on every device and by every implementation. Made from the contracts by
+`python docs/contracts.py`.
 
-An error is measured against float64, in units of the result's RMS: *rms* bounds the root mean square of the error, *peak*
-its largest element. *samples* is how many inputs conformance and the tests take per dtype, *bad inputs* how many must be
-refused. The reference of an op marked *rows alone* gives each row the bits it has without its neighbours; an
-implementation claims that for itself.
+An error is measured against float64, in units of the result's RMS: *rms* bounds the root mean
+square of the error, *peak* its largest element. *samples* is how many inputs conformance and the
+tests take per dtype, *bad inputs* how many must be refused. The reference of an op marked *rows
+alone* gives each row the bits it has without its neighbours; an implementation claims that for
+itself.
 """
 
 
