@@ -12,14 +12,16 @@ from accel.contracts.layer_norm import LAYER_NORM
 from accel.contracts.linear import LINEAR
 from accel.contracts.logprob import LOGPROB
 from accel.contracts.lora_linear import LORA_LINEAR
+from accel.contracts.quantized_linear import QUANTIZED_LINEAR
 from accel.contracts.rms_norm import RMS_NORM
 from accel.contracts.rotary import ROTARY
 
 CONTRACTS: dict[str, Contract] = {
     contract.name: contract
     for contract in (
-        LINEAR, GATED_LINEAR, LORA_LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, EMBEDDING,
-        LOGPROB,
+        LINEAR, GATED_LINEAR, LORA_LINEAR, QUANTIZED_LINEAR,
+        RMS_NORM, LAYER_NORM, ROTARY, ATTENTION,
+        EMBEDDING, LOGPROB,
     )
 }  # fmt: skip
 
@@ -32,6 +34,7 @@ __all__ = [
     "LINEAR",
     "LOGPROB",
     "LORA_LINEAR",
+    "QUANTIZED_LINEAR",
     "RMS_NORM",
     "ROTARY",
     "BadInput",
