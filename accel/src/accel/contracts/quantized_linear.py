@@ -30,7 +30,8 @@ def quantize(w: Tensor, bits: int = 8, group_size: int | None = None) -> tuple[T
 
     The largest magnitude of a row's group of ``group_size`` columns (default all) becomes 127, of 4
     bits 7, and all others are rounded to the nearest: none is off by more than half a scale. A
-    group whose scale would be 0, or no normal number, has the scale 1. scales are fp32, fp64 of an fp64 weight.
+    group whose scale would be 0, or no normal number, has the scale 1. scales are fp32, of an fp64
+    weight fp64.
 
     OpArgumentError unless w is finite, floating point and [N, K], and group_size divides K (which 4
     bits need even).
@@ -69,7 +70,8 @@ def dequantize(w: Tensor, scales: Tensor, bits: int = 8) -> Tensor:
         raise OpArgumentError(
             f"{NAME}: w of {bits} bits must be {checks.name_of(dtype)}; found {checks.describe(w)}"
         )
-    groups = whole(w, bits).to(scales.dtype).unflatten(1, (scales.shape[1], -1))
+    numbers = whole(w, bits).to(scales.dtype)
+    groups: Tensor = numbers.unflatten(1, (scales.shape[1], -1))
     return (groups * scales.unsqueeze(-1)).flatten(1)
 
 

@@ -126,7 +126,7 @@ def nibbles_swapped(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("accuracy", "ops/*", op="quantized_linear")
+@fault("accuracy", "ops/*", also="contained", op="quantized_linear")
 def scales_of_the_next_group(kernel: Kernel) -> Kernel:
     return lambda x, w, scales, *rest: kernel(x, w, scales.roll(-1, 1), *rest)
 
