@@ -34,6 +34,7 @@ def dtypes(results):
 WRONG = {
     "linear": {"act": "gelu", "b": None, "w": lambda w: w * 1.01},
     "gated_linear": {"act": "gelu", "b_up": None, "b_gate": None, "w_up": lambda w: w * 1.01},
+    "quantized_linear": {"act": "gelu", "b": None, "scales": lambda scales: scales * 1.01},
     "rms_norm": {"eps": 1e-3, "w": None, "x": lambda x: x + 0.05},
     "layer_norm": {"eps": 1e-3, "w": None, "b": None, "x": lambda x: x * torch.arange(x.shape[-1])},
     "rotary": {"interleaved": True, "sin": lambda sin: -sin, "cos": lambda cos: cos * 1.02},

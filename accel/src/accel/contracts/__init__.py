@@ -13,14 +13,15 @@ from accel.contracts.layer_norm import LAYER_NORM
 from accel.contracts.linear import LINEAR
 from accel.contracts.logprob import LOGPROB
 from accel.contracts.lora_linear import LORA_LINEAR
+from accel.contracts.quantized_linear import QUANTIZED_LINEAR
 from accel.contracts.rms_norm import RMS_NORM
 from accel.contracts.rotary import ROTARY
 
 CONTRACTS: dict[str, Contract] = {
     contract.name: contract
     for contract in (
-        LINEAR, GATED_LINEAR, LORA_LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, EMBEDDING,
-        LOGPROB, DROPOUT_ADD,
+        LINEAR, GATED_LINEAR, LORA_LINEAR, QUANTIZED_LINEAR, LAYER_NORM, RMS_NORM, ROTARY,
+        DROPOUT_ADD, EMBEDDING, ATTENTION, LOGPROB,
     )
 }  # fmt: skip
 
@@ -34,6 +35,7 @@ __all__ = [
     "LINEAR",
     "LOGPROB",
     "LORA_LINEAR",
+    "QUANTIZED_LINEAR",
     "RMS_NORM",
     "ROTARY",
     "BadInput",

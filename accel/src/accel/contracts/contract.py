@@ -79,6 +79,7 @@ class Contract:
                     several results ``grad`` is a tuple, None where nothing flows back
     ``autocast``    dtype under autocast: ``"lower"``, autocast's; ``"input"``, that of the tensor
                     the op is keyed by; ``"keep"``, each argument's own
+    ``wide``        arguments that have the dtype the op computes in, under autocast too
     ``reference_invariant``  the reference's rows do not depend on their neighbours
     ``tolerance``   per dtype, against float64
     ``samples``     inputs for conformance; each argument matters in one of them
@@ -109,6 +110,7 @@ class Contract:
     bad_inputs: Callable[[], Iterable[BadInput]]
     cost: Callable[..., Cost]
     keyed_by: str = "x"
+    wide: tuple[str, ...] = ()
     rowwise: bool = True
     keeps_results: bool = False
 

@@ -22,6 +22,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
     "gated_linear": linear.gated_linear,
     "lora_linear": linear.lora_linear,
+    "quantized_linear": linear.quantized_linear,
     "rms_norm": norm.rms_norm,
     "layer_norm": norm.layer_norm,
     "rotary": transformer.rotary,

@@ -1,4 +1,4 @@
-"""linear, gated_linear and lora_linear over torch's own matrix products."""
+"""linear and its kin over torch's own matrix products."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel.contracts.activation import activate
+from accel.contracts.quantized_linear import dequantize
 
 # Taken at import: some libraries replace torch.nn.functional.linear for the whole process.
 _linear = F.linear  # noqa: TID251 - this is where it is meant
@@ -34,6 +35,15 @@ def lora_linear(
 ) -> Tensor:  # fmt: skip
     share = _wide(_wide(x, lora_a, None), lora_b, None) * scale
     return (_wide(x, w, b) + share).to(out_dtype or x.dtype)
+
+
+def quantized_linear(
+    x: Tensor, w: Tensor, scales: Tensor, b: Tensor | None, bits: int, act: str | None,
+    out_dtype: torch.dtype | None,
+) -> Tensor:  # fmt: skip
+    # Not in x's dtype: rounded weights would overdraw the budget of fp16, and of an fp32 result.
+    z = _wide(x, dequantize(w, scales, bits), b)
+    return activate(z, act).to(out_dtype or x.dtype)
 
 
 def _wide(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

@@ -115,6 +115,22 @@ def adapter_unscaled(kernel: Kernel) -> Kernel:
     return lambda x, w, lora_a, lora_b, b, scale, out: kernel(x, w, lora_a, lora_b, b, 1.0, out)
 
 
+@fault("accuracy", "ops/*/nibbles*", "ops/*/long_sum", "ops/*/layout_sliced",
+       also="contained", op="quantized_linear")  # fmt: skip
+def nibbles_swapped(kernel: Kernel) -> Kernel:
+    """The high half of a byte is taken for the first of its two values."""
+
+    def faulty(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+        return kernel(x, w if w.dtype is torch.int8 else (w << 4) | (w >> 4), *rest)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*", also="contained", op="quantized_linear")
+def scales_of_the_next_group(kernel: Kernel) -> Kernel:
+    return lambda x, w, scales, *rest: kernel(x, w, scales.roll(-1, 1), *rest)
+
+
 @fault("accuracy", "ops/*interleaved*", also="contained", op="rotary")
 def halves_for_pairs(kernel: Kernel) -> Kernel:
     return lambda x, cos, sin, interleaved: kernel(x, cos, sin, False)

@@ -12,7 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from accel_conformance.oracles import attention, dropout, embedding, linear, logprob, norm, rotary
+from accel_conformance.oracles import (
+    attention,
+    dropout,
+    embedding,
+    linear,
+    logprob,
+    norm,
+    quantized,
+    rotary,
+)
 from accel_conformance.oracles.summed import Summed
 
 __all__ = ["ORACLES", "Oracle", "Summed"]
@@ -32,6 +41,7 @@ ORACLES: dict[str, Oracle] = {
     "linear": Oracle(linear.linear, linear.linear_gradient),
     "gated_linear": Oracle(linear.gated_linear, linear.gated_linear_gradient),
     "lora_linear": Oracle(linear.lora_linear, linear.lora_linear_gradient),
+    "quantized_linear": Oracle(quantized.quantized_linear, quantized.quantized_linear_gradient),
     "rms_norm": Oracle(norm.rms_norm, norm.rms_norm_gradient),
     "layer_norm": Oracle(norm.layer_norm, norm.layer_norm_gradient),
     "rotary": Oracle(rotary.rotary, rotary.rotary_gradient),

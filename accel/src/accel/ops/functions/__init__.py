@@ -3,7 +3,7 @@
 OpArgumentError where an argument does not fit; every error says what was asked, found, possible.
 """
 
-from accel.ops.functions.linear import gated_linear, linear, lora_linear
+from accel.ops.functions.linear import gated_linear, linear, lora_linear, quantized_linear
 from accel.ops.functions.tiling import logprob
 from accel.ops.functions.transformer import (
     attention,
@@ -23,6 +23,7 @@ __all__ = [
     "linear",
     "logprob",
     "lora_linear",
+    "quantized_linear",
     "rms_norm",
     "rotary",
 ]
