@@ -14,12 +14,13 @@ from accel.contracts.logprob import LOGPROB
 from accel.contracts.lora_linear import LORA_LINEAR
 from accel.contracts.rms_norm import RMS_NORM
 from accel.contracts.rotary import ROTARY
+from accel.contracts.tiled_linear import TILED_LINEAR
 
 CONTRACTS: dict[str, Contract] = {
     contract.name: contract
     for contract in (
         LINEAR, GATED_LINEAR, LORA_LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, EMBEDDING,
-        LOGPROB,
+        TILED_LINEAR, LOGPROB,
     )
 }  # fmt: skip
 
@@ -34,6 +35,7 @@ __all__ = [
     "LORA_LINEAR",
     "RMS_NORM",
     "ROTARY",
+    "TILED_LINEAR",
     "BadInput",
     "Contract",
     "Cost",

@@ -87,6 +87,8 @@ class Contract:
     ``keyed_by``    the tensor whose dtype and device choose the implementation
     ``rowwise``     leading dimensions of the first argument are rows, any number of them, and no
                     other argument speaks of them: a batch of inputs is more rows
+    ``unread``      tensor arguments whose values ``backward`` does not read, only shape and dtype:
+                    autograd does not keep them
 
     Tensor arguments come first. Floating point ones have the dtype of the one the op is keyed by,
     unless the contract says otherwise.
@@ -109,6 +111,7 @@ class Contract:
     cost: Callable[..., Cost]
     keyed_by: str = "x"
     rowwise: bool = True
+    unread: tuple[str, ...] = ()
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
