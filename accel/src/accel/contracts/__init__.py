@@ -16,12 +16,13 @@ from accel.contracts.lora_linear import LORA_LINEAR
 from accel.contracts.quantized_linear import QUANTIZED_LINEAR
 from accel.contracts.rms_norm import RMS_NORM
 from accel.contracts.rotary import ROTARY
+from accel.contracts.tiled_linear import TILED_LINEAR
 
 CONTRACTS: dict[str, Contract] = {
     contract.name: contract
     for contract in (
         LINEAR, GATED_LINEAR, LORA_LINEAR, QUANTIZED_LINEAR, LAYER_NORM, RMS_NORM, ROTARY,
-        DROPOUT_ADD, EMBEDDING, ATTENTION, LOGPROB,
+        DROPOUT_ADD, EMBEDDING, ATTENTION, TILED_LINEAR, LOGPROB,
     )
 }  # fmt: skip
 
@@ -38,6 +39,7 @@ __all__ = [
     "QUANTIZED_LINEAR",
     "RMS_NORM",
     "ROTARY",
+    "TILED_LINEAR",
     "BadInput",
     "Contract",
     "Cost",

@@ -89,6 +89,8 @@ class Contract:
     ``keeps_results``  ``backward`` is also given the ``results``, by that name
     ``rowwise``     leading dimensions of the first argument are rows, any number of them, and no
                     other argument speaks of them: a batch of inputs is more rows
+    ``unread``      tensor arguments whose values ``backward`` does not read, only shape and dtype:
+                    autograd does not keep them
 
     Tensor arguments come first. Floating point ones have the dtype of the one the op is keyed by,
     unless the contract says otherwise.
@@ -113,6 +115,7 @@ class Contract:
     wide: tuple[str, ...] = ()
     rowwise: bool = True
     keeps_results: bool = False
+    unread: tuple[str, ...] = ()
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

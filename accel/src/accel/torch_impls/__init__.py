@@ -28,6 +28,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "rotary": transformer.rotary,
     "attention": transformer.attention,
     "embedding": transformer.embedding,
+    "tiled_linear": linear.tiled_linear,
     "logprob": logprob.logprob,
     "dropout_add": elementwise.dropout_add,
 }

@@ -47,6 +47,7 @@ ORACLES: dict[str, Oracle] = {
     "rotary": Oracle(rotary.rotary, rotary.rotary_gradient),
     "attention": Oracle(attention.attention, attention.attention_gradient),
     "embedding": Oracle(embedding.embedding, embedding.embedding_gradient),
+    "tiled_linear": Oracle(linear.tiled_linear, linear.tiled_linear_gradient),
     "logprob": Oracle(logprob.logprob, logprob.logprob_gradient),
     "dropout_add": Oracle(dropout.dropout_add, dropout.dropout_add_gradient),
 }

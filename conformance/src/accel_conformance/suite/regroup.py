@@ -21,6 +21,7 @@ _ROW_DIMENSIONS: dict[str, dict[str, int]] = {
     "embedding": {"ids": 0},
     "logprob": {"x": 1, "ids": 0},
     "rotary": {"x": 2, "cos": 1, "sin": 1},
+    "tiled_linear": {"x": 1, "partial": 1},
 }
 
 BEFORE = 3  # rows before the keys, where they are moved

@@ -4,7 +4,7 @@ OpArgumentError where an argument does not fit; every error says what was asked,
 """
 
 from accel.ops.functions.linear import gated_linear, linear, lora_linear, quantized_linear
-from accel.ops.functions.tiling import logprob
+from accel.ops.functions.tiling import logprob, tiled_linear
 from accel.ops.functions.transformer import (
     attention,
     dropout_add,
@@ -26,4 +26,5 @@ __all__ = [
     "quantized_linear",
     "rms_norm",
     "rotary",
+    "tiled_linear",
 ]
