@@ -48,6 +48,12 @@ def assert_samples_are_right(kernel, name):
                 assert used.within, (name, sample.name, dtype, str(used))
 
 
+def randn(*shape, dtype=torch.float32, seed=0):
+    """Drawn in fp32, then rounded: the same numbers in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
 def same_bits(a, b):
     return a.shape == b.shape and torch.equal(
         a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)

@@ -9,20 +9,12 @@ from instruction_sets import DTYPES, ISAS, assert_samples_are_right, run, same_b
 from accel import ops
 from accel_cpu.builders import LIBRARY
 
+pytestmark = pytest.mark.usefixtures("_native")
+
+NATIVE = "attention=accel_cpu.native"
 GROUPS = (1, 2, 4, 8)  # heads of q to one of k
 SIZES = (1, 8, 16, 33, 64, 80, 128)
 NAN = float("nan")
-
-
-@pytest.fixture(autouse=True)
-def _native():
-    with torch.no_grad(), ops.use("attention=accel_cpu.native"):
-        yield
-
-
-@pytest.fixture(params=(1, 2), ids="{} threads".format)
-def _threads(request):
-    torch.set_num_threads(request.param)
 
 
 def drawn(m, n, group, d, dtype=torch.float32, *, e=None, kv_heads=2, seed=0):

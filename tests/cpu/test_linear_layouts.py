@@ -5,31 +5,17 @@ import sys
 
 import pytest
 import torch
-from instruction_sets import DTYPES, ISAS, run, same_bits
+from instruction_sets import DTYPES, ISAS, randn, run, same_bits
 
 from accel import ops
 from accel.contracts import CONTRACTS
 from accel_conformance.measure import exact, shares
 
+pytestmark = pytest.mark.usefixtures("_native")
+
 NATIVE = "linear=accel_cpu.native;gated_linear=accel_cpu.native"
 ROWS = (1, 2, 3, 5, 8, 16, 17, 33, 64)
 FP32 = CONTRACTS["linear"].tolerance[torch.float32]
-
-
-@pytest.fixture(autouse=True)
-def _native():
-    with torch.no_grad(), ops.use(NATIVE):
-        yield
-
-
-@pytest.fixture(params=(1, 2), ids="{} threads".format)
-def _threads(request):
-    torch.set_num_threads(request.param)
-
-
-def randn(*shape, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(dtype)
 
 
 def by_columns(n, k, dtype=torch.float32, extra=0):

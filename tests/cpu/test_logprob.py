@@ -6,11 +6,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from instruction_sets import DTYPES, ISAS, run, same_bits
+from instruction_sets import DTYPES, ISAS, randn, run, same_bits
 
 from accel import ops
 from accel.contracts import CONTRACTS
 from accel_conformance.measure import exact, shares
+
+pytestmark = pytest.mark.usefixtures("_native")
 
 NATIVE = "linear=accel_cpu.native;logprob=accel_cpu.native"
 ROWS = (1, 2, 3, 5, 8, 16, 17, 33, 64)
@@ -19,22 +21,6 @@ PLAIN, COLD = {}, {"temperature": 0.4}
 ADJUSTED = {"scale": 1.7, "softcap": 3.0, "temperature": 0.8}
 LOGITS = (1, 2, 7, 31, 64, 1000, 1025, 50257)
 INF = float("inf")
-
-
-@pytest.fixture(autouse=True)
-def _native():
-    with torch.no_grad(), ops.use(NATIVE):
-        yield
-
-
-@pytest.fixture(params=(1, 2), ids="{} threads".format)
-def _threads(request):
-    torch.set_num_threads(request.param)
-
-
-def randn(*shape, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(dtype)
 
 
 def draw_ids(m, v):

@@ -6,30 +6,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from instruction_sets import DTYPES, ISAS, assert_samples_are_right, run, same_bits
+from instruction_sets import DTYPES, ISAS, assert_samples_are_right, randn, run, same_bits
 
 from accel import NativeLibrary, Source, ops
 from accel.contracts import CONTRACTS
 from accel_cpu.builders import _AVX2, _AVX512, _CSRC, LIBRARY
 
+pytestmark = pytest.mark.usefixtures("_native")
+
 OPS = ("rms_norm", "layer_norm", "rotary", "embedding")
 NATIVE = ";".join(f"{op}=accel_cpu.native" for op in OPS)
-
-
-@pytest.fixture(autouse=True)
-def _native():
-    with torch.no_grad(), ops.use(NATIVE):
-        yield
-
-
-@pytest.fixture(params=(1, 2), ids="{} threads".format)
-def _threads(request):
-    torch.set_num_threads(request.param)
-
-
-def randn(*shape, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,22 +6,15 @@ import sys
 
 import pytest
 import torch
-from instruction_sets import ISAS, run
+from instruction_sets import DTYPES, ISAS, run
 
 from accel import ops
 
+pytestmark = pytest.mark.usefixtures("_native")
+
 ROWS = (1, 2, 3, 17, 33, 128, 257, 1024)
 INNER = (64, 1000, 1024, 4096, 11008)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NATIVE = "linear=accel_cpu.native;gated_linear=accel_cpu.native;rms_norm=accel_cpu.native"
-
-
-@pytest.fixture(params=(1, 2), ids="{} threads".format)
-def _threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def cancelling(rows, k, dtype, seed):
@@ -49,8 +42,7 @@ def test_a_row_of_linear_does_not_depend_on_its_neighbours(k, dtype):
     n = 1031 if k == 4096 else 131  # over a million outputs at one K
     x, w = cancelling(1024, k, dtype, 0), cancelling(n, k, dtype, 1)
     b = torch.randn(n).to(dtype)
-    with torch.no_grad(), ops.use(NATIVE):
-        assert rows_differing(lambda rows: ops.linear(rows, w, b), x) == 0
+    assert rows_differing(lambda rows: ops.linear(rows, w, b), x) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -58,16 +50,14 @@ def test_a_row_of_linear_does_not_depend_on_its_neighbours(k, dtype):
 def test_a_row_of_gated_linear_and_rms_norm_does_not_depend_on_its_neighbours(dtype):
     x, up = cancelling(1024, 1000, dtype, 0) / 100, cancelling(67, 1000, dtype, 2) / 3000
     gate = cancelling(67, 1000, dtype, 1) / 3000
-    with torch.no_grad(), ops.use(NATIVE):
-        assert rows_differing(lambda rows: ops.gated_linear(rows, gate, up), x) == 0
-        assert rows_differing(lambda rows: ops.rms_norm(rows, gate[0]), x) == 0
+    assert rows_differing(lambda rows: ops.gated_linear(rows, gate, up), x) == 0
+    assert rows_differing(lambda rows: ops.rms_norm(rows, gate[0]), x) == 0
 
 
 def test_the_check_can_fail():
     """torch's own product depends on the number of rows, and this check sees it."""
     x, w = cancelling(1024, 4096, torch.float32, 0), cancelling(131, 4096, torch.float32, 1)
-    with torch.no_grad():
-        assert rows_differing(lambda rows: torch.nn.functional.linear(rows, w), x) > 0
+    assert rows_differing(lambda rows: torch.nn.functional.linear(rows, w), x) > 0
 
 
 @pytest.mark.parametrize("isa", ISAS)

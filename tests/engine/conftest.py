@@ -23,6 +23,14 @@ def gpt2():
     return models.gpt2
 
 
+@pytest.fixture(params=["llama", "gpt2", "llama with LoRA", "gpt2 with LoRA"])
+def model(request):
+    """Each of them, with adapters and without."""
+    name, _, lora = request.param.partition(" ")
+    model = models.MAKERS[name]()
+    return models.with_lora(model) if lora else model
+
+
 @pytest.fixture(scope="session")
 def _training(request, build_cache):
     """``train(name)``: the one trained model of that name; longer if long tests run."""

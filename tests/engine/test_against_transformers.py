@@ -11,6 +11,9 @@ import torch
 from measures import batch, excess, positions, seeded
 
 import accel
+from accel.contracts import CONTRACTS
+from accel.engine.modules.layer import attention_with_dropout
+from accel_conformance.measure import shares
 
 ROPE = {"rope_theta": 10000.0, "factor": 4.0}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -209,6 +212,12 @@ def test_hidden_states_are_as_many_and_the_same(pair):
     assert pair[1](ids).hidden_states is None
 
 
+def test_outputs_say_that_no_cache_was_kept(pair):
+    """For code that reads the field of transformers' own outputs."""
+    for model in (pair[1], pair[1].base_model):
+        assert model(seeded((2, 9))).past_key_values is None
+
+
 def test_a_tuple_has_the_same_entries_in_the_same_order(pair):
     ids = seeded((2, 9))
     theirs, ours = (m(ids, labels=ids, use_cache=False, return_dict=False) for m in pair)
@@ -274,6 +283,19 @@ def test_a_training_step_drops_as_transformers_does(case):
         one, other = measured(theirs), measured(ours)
         error = ((one.var() + other.var()) / draws).sqrt()
         assert abs(one.mean() - other.mean()) < 5 * error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_that_drops_nothing_is_attention(dtype):
+    """Also of a sequence without tokens."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(8, heads, 16, generator=generator).to(dtype) for heads in (4, 2, 2))
+    spans = torch.tensor([[0, 3, 0, 3], [3, 0, 3, 0], [3, 5, 3, 5]])
+    attention = CONTRACTS["attention"]
+    want = attention.reference(q.double(), k.double(), v.double(), spans, scale=0.3)
+    found = attention_with_dropout(q, k, v, spans, scale=0.3, p=0.0)
+    used = shares(found, want.numpy(), attention.tolerance[dtype])
+    assert used.within, str(used)
 
 
 @pytest.mark.parametrize("case", DROPOUTS)

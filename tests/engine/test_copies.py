@@ -4,20 +4,12 @@ import copy
 import io
 import pickle
 
-import models
 import pytest
 import torch
 from measures import is_exact, rollout
 
 import accel
 from accel.engine.forward import installed
-
-
-@pytest.fixture(params=["llama", "gpt2", "llama with LoRA", "gpt2 with LoRA"])
-def model(request):
-    name, _, lora = request.param.partition(" ")
-    model = models.MAKERS[name]()
-    return models.with_lora(model) if lora else model
 
 
 def saved(model):

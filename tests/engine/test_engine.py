@@ -8,8 +8,10 @@ import torch
 from measures import batch, rms, seeded
 
 import accel
+import accel_cpu.plugin
+from accel import testing
 from accel.contracts import CONTRACTS
-from accel.errors import CapacityError, ConfigError, UnsupportedCapability
+from accel.errors import CapacityError, ConfigError, IgnoredWarning, UnsupportedCapability
 
 DEEPSPEED = {
     "enabled": True, "max_out_tokens": 512, "inference_tp_size": 1,
@@ -93,6 +95,31 @@ def test_labels_of_another_shape_are_refused(engine):
             engine(seeded((2, 6)), labels=labels)
 
 
+# -- autocast ----------------------------------------------------------------------------------
+
+
+def values(engine):
+    """Of every way through the model, a training step with its layers' recomputation included."""
+    ids, mask = batch()
+    made = engine.generate(ids, mask, max_new_tokens=2, return_logprobs=True)
+    engine.model.zero_grad()
+    engine.backward(engine(ids, mask, labels=ids).loss)
+    gradients = [p.grad.clone() for p in engine.model.parameters()]
+    return [made.logprobs, engine.logprobs(ids, mask), *gradients]
+
+
+def test_autocast_is_ignored_which_is_said_once(engine):
+    engine.model.activation_checkpointing_enable({"use_reentrant": False})
+    engine.train()
+    with testing.installed(accel_cpu.plugin):
+        want = values(engine)
+        with torch.autocast("cpu", torch.bfloat16):
+            with pytest.warns(IgnoredWarning, match="autocast is ignored.*the dtype you mean"):
+                engine.logprobs(*batch())
+            found = values(engine)  # without a word: one would be an error
+    assert all(map(torch.equal, found, want))
+
+
 # -- adapters ----------------------------------------------------------------------------------
 
 
@@ -154,6 +181,20 @@ def test_statistics_count_phases_and_tokens(llama):
     assert found["generate"]["tokens_per_second"] == rate
     found["generate"]["calls"] = 99
     assert engine.stats()["generate"]["calls"] == 2, "what was returned is a copy"
+
+
+def test_padding_is_no_token(engine):
+    ids, mask = batch()
+    made = engine.generate(ids, mask, max_new_tokens=4, return_logprobs=True)
+    engine.logprobs(ids, mask, micro_batch_size=2)
+    assert engine.stats()["logprobs"]["tokens"] == mask.sum() < ids.numel()
+    # One that ends early, so that padding stands behind it.
+    end = made.sequences[0, -4].item()
+    short = engine.generate(
+        ids, mask, max_new_tokens=4, eos_token_id=end, pad_token_id=0, return_logprobs=True
+    )
+    answers = short.attention_mask[:, ids.shape[1] :]
+    assert engine.stats()["generate"]["tokens"] == 12 + answers.sum() < 24
 
 
 def test_what_was_aborted_is_not_counted(llama):

@@ -13,7 +13,7 @@ import accel
 from accel import testing
 from accel.engine.forward import installed
 from accel.engine.policies.llama import LlamaPolicy
-from accel.errors import UnsupportedCapability, UnsupportedModelError
+from accel.errors import PluginError, UnsupportedCapability, UnsupportedModelError
 
 CONFIG = accel.HybridEngineConfig()
 LORA = LoraConfig(r=4, target_modules=["q_proj", "c_attn"])
@@ -21,13 +21,6 @@ LORA = LoraConfig(r=4, target_modules=["q_proj", "c_attn"])
 
 def state(model):
     return {"modules": snapshots.modules(model), "parameters": snapshots.parameters(model)}
-
-
-@pytest.fixture(params=["llama", "gpt2", "llama with LoRA", "gpt2 with LoRA"])
-def model(request):
-    name, _, lora = request.param.partition(" ")
-    model = models.MAKERS[name]()
-    return models.with_lora(model) if lora else model
 
 
 # -- the plan ----------------------------------------------------------------------------------
@@ -57,6 +50,16 @@ def test_what_a_plan_lists_is_what_is_replaced(model):
 def test_a_plan_says_that_dropout_makes_a_training_step_differ(gpt2):
     assert "dropout" in str(accel.plan(gpt2(resid_pdrop=0.1)))
     assert "dropout" not in str(accel.plan(gpt2()))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("pin_parameters", False), ("tp_gather_partition_size", 16)]
+)
+def test_a_plan_says_which_settings_have_no_effect(llama, setting, value):
+    config = accel.HybridEngineConfig(**{setting: value})
+    (note,) = accel.plan(llama(), config).notes
+    assert note.startswith(f"{setting}: without effect")
+    assert accel.plan(llama(), CONFIG).notes == ()
 
 
 # -- undone ------------------------------------------------------------------------------------
@@ -250,3 +253,17 @@ def test_a_policy_of_a_plugin_serves_its_own_class(llama):
         assert accel.plan(llama(), loose).policy.name == "llama"
     with testing.installed(testing.fake_backend()):
         assert accel.plan(stranger(llama()), loose).policy.name == "llama"
+
+
+class NoPolicy:
+    """What somebody took for one."""
+
+
+def test_a_class_that_is_no_policy_is_refused_with_its_plugin(llama):
+    plugin = testing.fake_backend("careless")
+    plugin.accel_policies = accel.hookimpl(lambda: [NoPolicy])
+    with (
+        testing.installed(plugin),
+        pytest.raises(PluginError, match=r"'careless'.*accel\.ModelPolicy.*NoPolicy"),
+    ):
+        accel.plan(llama())

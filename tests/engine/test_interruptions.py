@@ -22,7 +22,10 @@ from accel.engine import sampling
 from accel.engine.cache import KVCache
 from accel.engine.modules import parts
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*autocast:accel.errors.IgnoredWarning"),  # drawn below
+]
 
 ENGINE = str(Path(engines.__file__).parent)
 ASKED = {

@@ -1,6 +1,5 @@
 """What others hang on a model goes on working: hooks, and gradient checkpointing."""
 
-import models
 import pytest
 import torch
 from measures import batch
@@ -9,11 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import accel
 
 
-@pytest.fixture(params=["llama", "gpt2", "llama with LoRA", "gpt2 with LoRA"])
-def engine(request):
-    name, _, lora = request.param.partition(" ")
-    model = models.MAKERS[name]()
-    return accel.HybridEngine(models.with_lora(model) if lora else model)
+@pytest.fixture
+def engine(model):
+    return accel.HybridEngine(model)
 
 
 def rollout(engine):

@@ -23,6 +23,7 @@
 
     AccelWarning                 (UserWarning)
     ├── FallbackWarning          something other than the first choice serves
+    ├── IgnoredWarning           a setting in force does not act where it was met
     └── VarianceWarning          no shape-invariant implementation serves an exact request
 
 Messages say what was asked, what was found and what is possible.
@@ -120,6 +121,10 @@ class AccelWarning(UserWarning):
 
 class FallbackWarning(AccelWarning):
     """Something other than the first choice serves, and why."""
+
+
+class IgnoredWarning(AccelWarning):
+    """A setting in force does not act where it was met, and what to set instead."""
 
 
 class VarianceWarning(AccelWarning):

@@ -126,9 +126,11 @@ class Registry:
         """The builders that the plugin of backend ``name`` brings itself."""
         return self.backend(name).builders
 
-    def policies_of_plugins(self) -> list[type[Any]]:
-        """All model policies of plugins."""
-        return [policy for candidate in self.candidates for policy in candidate.policies]
+    def policies_of_plugins(self) -> list[tuple[Candidate, type[Any]]]:
+        """All model policies, each with the plugin that brings it."""
+        return [
+            (candidate, policy) for candidate in self.candidates for policy in candidate.policies
+        ]
 
     def warn_once(self, key: object, message: str, category: type[AccelWarning]) -> None:
         """Warn the first time ``key`` is seen in this registry's life."""

@@ -13,7 +13,7 @@ from accel.errors import OpArgumentError, close_matches
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# What each is computed in.
+# What each is computed in: fp32, or fp64 beside fp64.
 WIDE = {dtype: torch.promote_types(dtype, torch.float32) for dtype in FLOATS}
 
 

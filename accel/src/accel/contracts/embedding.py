@@ -43,7 +43,7 @@ def backward(
     """An id that comes often is a long sum: in fp32, rounded once."""
     if not needs[1]:
         return None, None
-    wide = torch.promote_types(w.dtype, torch.float32)
+    wide = checks.WIDE[w.dtype]
     # Counted, since -1 cannot be inferred beside a dimension of 0.
     rows = grad.reshape(ids.numel(), w.shape[1]).to(wide)
     dw = grad.new_zeros(w.shape, dtype=wide).index_add(0, ids.reshape(-1), rows)

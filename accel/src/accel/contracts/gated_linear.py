@@ -24,7 +24,7 @@ def reference(
     act: str = "silu",
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:  # [..., N]
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = checks.WIDE[x.dtype]
     gate = linear.reference(x, w_gate, b_gate, act, wide)
     up = linear.reference(x, w_up, b_up, None, wide)
     return (gate * up).to(out_dtype or x.dtype)
@@ -66,7 +66,7 @@ def backward(
     b_gate: Tensor | None, b_up: Tensor | None, act: str, out_dtype: torch.dtype | None,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Both products are computed again, in fp32, rather than kept."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = checks.WIDE[x.dtype]
     gate = linear.reference(x, w_gate, b_gate, None, wide)
     up = linear.reference(x, w_up, b_up, None, wide)
     grad = grad.to(wide)

@@ -33,7 +33,7 @@ def reference(
     b: Tensor | None = None,  # [H]
     eps: float = 1e-5,
 ) -> Tensor:  # [..., H]
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(checks.WIDE[x.dtype])
     y, _ = _normalised(wide, eps)
     if w is not None:
         y = y * w.to(wide.dtype)
@@ -70,7 +70,7 @@ def fake(x: Tensor, w: Tensor | None = None, b: Tensor | None = None, eps: float
 def backward(
     grad: Tensor, needs: tuple[bool, ...], x: Tensor, w: Tensor | None, b: Tensor | None, eps: float
 ) -> tuple[Tensor | None, ...]:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(checks.WIDE[x.dtype])
     y, scale = _normalised(wide, eps)
     grad = grad.to(wide.dtype)
     dx = dw = db = None

@@ -23,7 +23,7 @@ def reference(
     act: str | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:  # [..., N]
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = checks.WIDE[x.dtype]
     z = x.to(wide) @ w.to(wide).t()
     if b is not None:
         z = z + b.to(wide)
@@ -70,7 +70,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """With an activation the product is computed again, in fp32, rather than kept."""
     if act is not None:
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = checks.WIDE[x.dtype]
         grad = grad.to(wide) * slope(reference(x, w, b, None, wide), act)
     grad = grad.to(x.dtype)
     # Counted, since -1 cannot be inferred beside a dimension of 0.

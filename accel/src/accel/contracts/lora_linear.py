@@ -29,7 +29,7 @@ def reference(
     scale: float = 1.0,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:  # [..., N]
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = checks.WIDE[x.dtype]
     inner = linear.reference(x, lora_a, None, None, wide)
     z = linear.reference(x, w, b, None, wide) + scale * (inner @ lora_b.to(wide).t())
     return z.to(out_dtype or x.dtype)
@@ -91,7 +91,7 @@ def backward(
         if dx is not None:
             dx = dx + (d_inner @ lora_a).reshape(x.shape)
     if needs[3]:
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = checks.WIDE[x.dtype]
         inner = linear.reference(flat, lora_a, None, None, wide) * scale
         d_up = rows.t() @ inner.to(x.dtype)
     return dx, dw, da, d_up, db, None, None

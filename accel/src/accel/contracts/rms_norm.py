@@ -25,7 +25,7 @@ def _scale(x: Tensor, eps: float) -> Tensor:
 
 
 def reference(x: Tensor, w: Tensor | None = None, eps: float = 1e-6) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(checks.WIDE[x.dtype])
     y = wide * _scale(wide, eps)
     return (y if w is None else y * w.to(wide.dtype)).to(x.dtype)
 
@@ -56,7 +56,7 @@ def fake(x: Tensor, w: Tensor | None = None, eps: float = 1e-6) -> Tensor:
 def backward(
     grad: Tensor, needs: tuple[bool, ...], x: Tensor, w: Tensor | None, eps: float
 ) -> tuple[Tensor | None, ...]:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(checks.WIDE[x.dtype])
     scale = _scale(wide, eps)
     y = wide * scale
     grad = grad.to(wide.dtype)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from accel import ops
+from accel import registry as _registry
 from accel.engine.cache import KVCache
 from accel.engine.sequences import Sequences
+from accel.errors import IgnoredWarning
 
 ACTIVE = "active"
 
@@ -35,7 +37,7 @@ class Call:
 
     def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Any:
         """What the model returns, from its last hidden state ``[B, S, H]``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say what the model returns")
 
     @contextmanager
     def active(self, device: torch.device) -> Iterator[None]:
@@ -44,6 +46,7 @@ class Call:
         if outer is self:
             yield
             return
+        _say_if_autocast(device.type)
         try:
             _current.set(self)
             # None of the engine's dtypes is autocast's to choose: what generates must be what
@@ -65,3 +68,14 @@ _current: ContextVar[Call] = ContextVar("accel_engine_call", default=_OUTSIDE)
 def current() -> Call:
     """The call this code runs for."""
     return _current.get()
+
+
+def _say_if_autocast(device_type: str) -> None:
+    if torch.is_autocast_enabled(device_type):
+        _registry.registry().warn_once(
+            ("engine", "autocast"),
+            "torch.autocast is ignored in the hybrid engine's forwards, which compute in the dtype "
+            "of the model's parameters so that generation is bitwise what trains; load the model "
+            "in the dtype you mean, and leave autocast",
+            IgnoredWarning,
+        )

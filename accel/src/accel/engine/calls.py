@@ -35,7 +35,7 @@ class Training(Call):
     skip_logits: bool = False
 
     def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Any:
-        from transformers.modeling_outputs import CausalLMOutput
+        from transformers.modeling_outputs import CausalLMOutputWithPast
 
         loss = None
         if self.labels is not None:
@@ -44,7 +44,7 @@ class Training(Call):
         if loss is None or not self.skip_logits:
             last = slice(-self.keep, None) if isinstance(self.keep, int) else self.keep
             logits = head(hidden[:, last])
-        return CausalLMOutput(loss=loss, logits=logits)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
 
     def _loss(
         self, head: nn.Module, hidden: Tensor, sequences: Sequences, labels: Tensor

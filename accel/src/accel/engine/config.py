@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from accel.errors import ConfigError, UnsupportedCapability, close_matches
@@ -65,9 +65,10 @@ class HybridEngineConfig:
                 "False"
             )
 
-    def keeping_cache(self) -> HybridEngineConfig:
-        """The same, with the KV cache kept from one ``generate`` to the next."""
-        return replace(self, release_inference_cache=False)
+    def without_effect(self) -> list[str]:
+        """Settings that speak of ZeRO-3 partitions, where they are not their defaults."""
+        names = ("pin_parameters", "tp_gather_partition_size")
+        return [name for name in names if getattr(self, name) != getattr(type(self), name)]
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> HybridEngineConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class HybridEngine:
         generate = self._generate()
         kept = generate.config
         try:
-            generate.config = kept.keeping_cache()
+            generate.config = replace(kept, release_inference_cache=False)
             yield self
         finally:
             generate.config = kept
@@ -151,7 +152,8 @@ class HybridEngine:
                     exact=self.config.exact, adapter=adapter, ids=ids, temperature=temperature
                 )
                 found.append(self.model(input_ids=ids, attention_mask=mask, call=call))
-            counts["tokens"] = input_ids.numel()
+            real = input_ids.numel() if attention_mask is None else attention_mask.sum()
+            counts["tokens"] = int(real)
         values, entropies = (torch.cat(parts) for parts in zip(*found))
         return (values, entropies) if entropy else values
 

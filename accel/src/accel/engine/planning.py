@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from accel import ops
+from accel.contracts.checks import WIDE
 from accel.engine import policy as policies
 from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import Forward
 from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
-from accel.engine.modules.projection import Activation, Linear, LoraLinear, wide
+from accel.engine.modules.projection import Activation, Linear, LoraLinear
 from accel.engine.policy import ModelPolicy
 from accel.engine.roles import Role, roles
 from accel.engine.spec import DecoderSpec
@@ -48,7 +49,7 @@ class Plan:
     ``replacements``  of its modules, outermost first
     ``served_by``     the implementation of each op it needs
     ``refusals``      why it cannot be served; empty if it can
-    ``notes``         where training differs from generation on purpose
+    ``notes``         where training differs from generation on purpose, settings without effect
     """
 
     model: nn.Module
@@ -115,7 +116,7 @@ def plan(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
     if not refusals:
         served_by, refused = _served(found, spec, config, replacements)
         refusals += refused
-    notes = _notes(found, spec)
+    notes = _notes(found, spec, config)
     return Plan(found, policy, spec, tuple(replacements), served_by, tuple(refusals), tuple(notes))
 
 
@@ -182,7 +183,7 @@ def _served(
     """The implementation of every op the model needs, or why there is none."""
     parameter = next(model.parameters())
     needed: dict[str, dict[str, Any]] = {
-        "embedding": {}, spec.norm: {}, "linear": {"out_dtype": wide(parameter.dtype)},
+        "embedding": {}, spec.norm: {}, "linear": {"out_dtype": WIDE.get(parameter.dtype)},
         "attention": {}, "logprob": {},
     }  # fmt: skip
     needed |= {"gated_linear": {"act": spec.act}} if spec.layer.gate else {}
@@ -197,20 +198,26 @@ def _served(
                 op, device=parameter.device, dtype=parameter.dtype, grad=True, **options
             )
             if decision.chosen is None:
-                want = "a shape-invariant implementation" if config.exact else "an implementation"
-                refused.append(
-                    Refusal(op, want, str(decision),
-                            "HybridEngineConfig(exact=False) permits others" * config.exact)
-                )  # fmt: skip
+                want, remedy = "an implementation", ""
+                if config.exact:
+                    want = "a shape-invariant implementation"
+                    remedy = "HybridEngineConfig(exact=False) permits others"
+                refused.append(Refusal(op, want, str(decision), remedy))
             else:
                 served[op] = decision.chosen.impl.id
     return served, refused
 
 
-def _notes(model: nn.Module, spec: DecoderSpec) -> Iterator[str]:
+def _notes(model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> Iterator[str]:
     dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
     if dropouts or spec.probability_dropout:
         yield (
             "the model has dropout, which acts in a training step: its values then differ from "
             "those of generate and logprobs, where dropout is off in any mode"
+        )
+    idle = config.without_effect()
+    if idle:
+        yield (
+            f"{' and '.join(idle)}: without effect, the parameters are whole and nothing is pinned "
+            "or gathered"
         )

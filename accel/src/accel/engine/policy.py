@@ -12,6 +12,7 @@ from torch import nn
 from accel import registry as _registry
 from accel.engine import policies
 from accel.engine.spec import DecoderSpec
+from accel.errors import PluginError
 from accel.refusal import Refusal
 
 
@@ -47,8 +48,16 @@ class ModelPolicy:
 
 
 def known() -> Iterator[ModelPolicy]:
-    """Every policy: plugins' first, so that they may read an architecture better than we do."""
-    for policy in _registry.registry().policies_of_plugins():
+    """Every policy: plugins' first, so that they may read an architecture better than we do.
+
+    PluginError for what a plugin lists that is none.
+    """
+    for plugin, policy in _registry.registry().policies_of_plugins():
+        if not issubclass(policy, ModelPolicy):
+            raise PluginError(
+                f"plugin {plugin.label!r} of {plugin.distribution}: accel_policies() must list "
+                f"subclasses of accel.ModelPolicy, not {policy!r}"
+            )
         yield policy()
     for found in pkgutil.iter_modules(policies.__path__):
         yield importlib.import_module(f"{policies.__name__}.{found.name}").POLICY()

@@ -7,7 +7,7 @@ from typing import Any
 from accel.refusal import Refusal
 
 # transformers' names of activations -> those of accel.contracts.activation.
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -19,12 +19,11 @@ _ACTIVATIONS = {
 _CHANGING_ROTARY = ("dynamic", "longrope")
 
 
-def activation(name: str) -> tuple[str, list[Refusal]]:
-    """Our name of an activation, and the refusal if there is none."""
-    ours = _ACTIVATIONS.get(name)
-    if ours is None:
-        return "", [Refusal("activation", ", ".join(sorted(_ACTIVATIONS)), name)]
-    return ours, []
+def activation_reasons(name: str) -> list[Refusal]:
+    """A refusal if :data:`ACTIVATIONS` lacks the activation."""
+    if name in ACTIVATIONS:
+        return []
+    return [Refusal("activation", ", ".join(sorted(ACTIVATIONS)), name)]
 
 
 def rotary_reasons(config: Any) -> list[Refusal]:

@@ -12,7 +12,7 @@ from accel import ops
 from accel.engine.call import Call, current
 from accel.engine.forward import Forward
 from accel.engine.modules.parts import Angles
-from accel.engine.modules.projection import activated, gated, wide
+from accel.engine.modules.projection import activated, gated
 from accel.engine.sequences import Sequences
 from accel.engine.spec import DecoderSpec
 
@@ -41,15 +41,11 @@ class DecoderLayer(Forward):
             return h + part(spec.mlp)(part(spec.mlp_norm)(h))  # type: ignore[no-any-return]
 
     def _recomputes(self) -> bool:
-        """True if gradient checkpointing is on and nobody does it: transformers' layers do it in
-        their class's ``forward``, whose place this takes; older ones in ``__call__``."""
+        """True if gradient checkpointing is on: layers of transformers do it in their class's
+        ``forward``, whose place this takes. Without gradients there is nothing to recompute."""
         module = self.module
-        return (
-            torch.is_grad_enabled()
-            and module.training
-            and getattr(module, "gradient_checkpointing", False)
-            and type(module).__call__ is nn.Module.__call__
-        )
+        asked = module.training and getattr(module, "gradient_checkpointing", False)
+        return asked and torch.is_grad_enabled()
 
 
 class _Branch(Forward):
@@ -134,15 +130,12 @@ def attention_with_dropout(
 ) -> Tensor:
     """:func:`accel.ops.attention` of sequences that attend to themselves, with dropout on the
     probabilities: for a training step that asks for it, sequence by sequence."""
-    groups = q.shape[1] // k.shape[1]
     found = [q.new_empty((0, q.shape[1], v.shape[2]))]
     for start, length, _, _ in spans.tolist():
         rows = slice(start, start + length)
-        heads_first = (t[rows].transpose(0, 1).to(wide(q.dtype)) for t in (q, k, v))
-        query, key, value = heads_first
-        key, value = (t.repeat_interleave(groups, dim=0) for t in (key, value))
-        hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        scores = (query @ key.mT * scale).masked_fill(hidden, float("-inf"))
-        probabilities = F.dropout(scores.softmax(-1), p)
-        found.append((probabilities @ value).transpose(0, 1).to(q.dtype))
+        query, key, value = (t[None, rows].transpose(1, 2) for t in (q, k, v))
+        attended = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=p, is_causal=True, scale=scale, enable_gqa=True
+        )
+        found.append(attended.transpose(1, 2)[0])
     return torch.cat(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from accel.engine.call import Call
@@ -24,13 +23,17 @@ class Decoded(NamedTuple):
     kept: tuple[Tensor, ...] | None
 
 
-class Decoder(Forward):
-    """Embeddings, layers and the last norm; what transformers calls the base model."""
+class _Model(Forward):
+    """What knows the whole spec. ``exact`` holds for forwards that no :class:`Call` came with."""
 
     def __init__(self, module: nn.Module, spec: DecoderSpec, exact: bool) -> None:
         super().__init__(module)
         self.spec = spec
         self.exact = exact
+
+
+class Decoder(_Model):
+    """Embeddings, layers and the last norm; what transformers calls the base model."""
 
     def __call__(
         self,
@@ -52,9 +55,9 @@ class Decoder(Forward):
         )  # fmt: skip
         if call is not None:
             return found
-        from transformers.modeling_outputs import BaseModelOutput
+        from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        output = BaseModelOutput(last_hidden_state=found.hidden, hidden_states=found.kept)
+        output = BaseModelOutputWithPast(found.hidden, hidden_states=found.kept)
         return output if return_dict is not False else output.to_tuple()
 
     def _decode(
@@ -82,7 +85,7 @@ class Decoder(Forward):
             kept = []
             for layer in self._part(self.spec.layers).children():
                 kept += [h] if keep else []
-                h = _called(layer, h, angles, sequences, call)
+                h = layer(h, angles, sequences, call)
             h = self._part(self.spec.final_norm)(h)
         return Decoded(h, sequences, (*kept, h) if keep else None)
 
@@ -98,13 +101,8 @@ class Decoder(Forward):
         return self.module.get_submodule(path.removeprefix(self.spec.decoder + "."))
 
 
-class CausalLM(Forward):
+class CausalLM(_Model):
     """The model with its head: logits and loss, or whatever ``call`` makes of the hidden state."""
-
-    def __init__(self, module: nn.Module, spec: DecoderSpec, exact: bool) -> None:
-        super().__init__(module)
-        self.spec = spec
-        self.exact = exact
 
     def __call__(
         self,
@@ -146,13 +144,6 @@ class CausalLM(Forward):
             return found
         found.hidden_states = decoded.kept
         return found if return_dict is not False else found.to_tuple()
-
-
-def _called(layer: nn.Module, *args: Any) -> Tensor:
-    # Layers of transformers checkpoint themselves in __call__, which has nothing to recompute here.
-    if torch.is_grad_enabled():
-        return layer(*args)  # type: ignore[no-any-return]
-    return nn.Module.__call__(layer, *args)  # type: ignore[no-any-return]
 
 
 def refuse(unserved: dict[str, Any]) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from accel import ops
+from accel.contracts.checks import WIDE
 from accel.engine.forward import Forward
-from accel.engine.modules.projection import Linear, wide
+from accel.engine.modules.projection import Linear
 
 _NORMS: dict[str, Callable[..., Tensor]] = {"rms_norm": ops.rms_norm, "layer_norm": ops.layer_norm}
 
@@ -55,7 +56,7 @@ class RotaryAngles(Forward):
             angles = position_ids[..., None].float() * module.inv_freq.float()
             scaling = module.attention_scaling
             cos, sin = angles.cos() * scaling, angles.sin() * scaling
-            return cos.to(wide(x.dtype)), sin.to(wide(x.dtype))
+            return cos.to(WIDE[x.dtype]), sin.to(WIDE[x.dtype])
 
 
 class Head(Linear):
@@ -66,5 +67,5 @@ class Head(Linear):
         self, h: Tensor, ids: Tensor | None = None, temperature: float = 1.0
     ) -> Tensor | tuple[Tensor, Tensor]:
         if ids is None:
-            return ops.linear(h, self.weight, self.bias, out_dtype=wide(h.dtype))
+            return ops.linear(h, self.weight, self.bias, out_dtype=WIDE[h.dtype])
         return ops.logprob(h, ids, self.weight, self.bias, temperature=temperature)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from accel import ops
 from accel.contracts.activation import activate
+from accel.contracts.checks import WIDE
 from accel.engine.call import ACTIVE, current
 from accel.engine.forward import Forward, installed, watched
 from accel.errors import UnsupportedCapability, close_matches
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums are kept in: fp32, or fp64 beside fp64."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 class Linear(Forward):
@@ -101,7 +96,7 @@ class Activation(Forward):
         self.act = act
 
     def __call__(self, x: Tensor) -> Tensor:
-        return activate(x.to(wide(x.dtype)), self.act).to(x.dtype)
+        return activate(x.to(WIDE[x.dtype]), self.act).to(x.dtype)
 
 
 def fusable(module: nn.Module) -> str | None:

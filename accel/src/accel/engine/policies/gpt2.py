@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from accel.engine.policy import ModelPolicy
-from accel.engine.reading import activation, unserved
+from accel.engine.reading import ACTIVATIONS, activation_reasons, unserved
 from accel.engine.spec import DecoderSpec, LayerSpec
 from accel.refusal import Refusal
 
@@ -18,7 +18,7 @@ class Gpt2Policy(ModelPolicy):
     def reasons(self, config: Any) -> list[Refusal]:
         return [
             *unserved(config, add_cross_attention=False),
-            *activation(config.activation_function)[1],
+            *activation_reasons(config.activation_function),
         ]
 
     def spec(self, config: Any) -> DecoderSpec:
@@ -52,7 +52,7 @@ class Gpt2Policy(ModelPolicy):
             max_positions=config.max_position_embeddings,
             norm="layer_norm",
             norm_eps=config.layer_norm_epsilon,
-            act=activation(config.activation_function)[0],
+            act=ACTIVATIONS[config.activation_function],
             scales=tuple(
                 scale / (index + 1) if by_layer else scale
                 for index in range(config.num_hidden_layers)

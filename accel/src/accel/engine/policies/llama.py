@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from accel.engine.policy import ModelPolicy
-from accel.engine.reading import activation, rotary_reasons, unserved
+from accel.engine.reading import ACTIVATIONS, activation_reasons, rotary_reasons, unserved
 from accel.engine.spec import DecoderSpec, LayerSpec
 from accel.refusal import Refusal
 
@@ -19,7 +19,7 @@ class LlamaPolicy(ModelPolicy):
         return [
             *rotary_reasons(config),
             *unserved(config, pretraining_tp=1),
-            *activation(config.hidden_act)[1],
+            *activation_reasons(config.hidden_act),
         ]
 
     def spec(self, config: Any) -> DecoderSpec:
@@ -50,7 +50,7 @@ class LlamaPolicy(ModelPolicy):
             max_positions=config.max_position_embeddings,
             norm="rms_norm",
             norm_eps=config.rms_norm_eps,
-            act=activation(config.hidden_act)[0],
+            act=ACTIVATIONS[config.hidden_act],
             scales=(head_dim**-0.5,) * config.num_hidden_layers,
             probability_dropout=config.attention_dropout,
         )
