@@ -1,7 +1,5 @@
 """linear and its kin over torch's own matrix products."""
 
-"""linear, gated_linear, lora_linear and tiled_linear over torch's own matrix products."""
-
 from __future__ import annotations
 
 import math

@@ -14,7 +14,7 @@ from typing import Any
 
 from accel_conformance.oracles import (
     attention,
-    dropout,
+    elementwise,
     embedding,
     linear,
     logprob,
@@ -49,5 +49,8 @@ ORACLES: dict[str, Oracle] = {
     "embedding": Oracle(embedding.embedding, embedding.embedding_gradient),
     "tiled_linear": Oracle(linear.tiled_linear, linear.tiled_linear_gradient),
     "logprob": Oracle(logprob.logprob, logprob.logprob_gradient),
-    "dropout_add": Oracle(dropout.dropout_add, dropout.dropout_add_gradient),
+    "dropout_add": Oracle(elementwise.dropout_add, elementwise.dropout_add_gradient),
+    "bias_act": Oracle(elementwise.bias_act, elementwise.bias_act_gradient),
+    "softmax": Oracle(elementwise.softmax, elementwise.softmax_gradient),
+    "add_norm": Oracle(norm.add_norm, norm.add_norm_gradient),
 }
