@@ -163,6 +163,11 @@ def test_explain_as_json_has_the_same(run, one):
     assert "act=silu" in data["request"]
 
 
+def test_explain_tells_of_each_op_of_a_layer(run, one):
+    assert run("explain", "TiledCrossEntropy").out.count("torch") >= 2
+    assert set(run("explain", "TiledCrossEntropy", "--json").json()) == {"linear", "logprob"}
+
+
 def test_explain_fails_where_nothing_serves(run, one, monkeypatch):
     monkeypatch.setenv("ACCEL_OPS", "linear=fake.kernel")
     with testing.installed(testing.fake_backend(builders=[builder()])):
@@ -172,6 +177,7 @@ def test_explain_fails_where_nothing_serves(run, one, monkeypatch):
 
 MISUSED = {
     "op": (["explain", "linaer"], "UnknownOpError: unknown op 'linaer'; did you mean 'linear'"),
+    "layer_shape": (["explain", "TiledCrossEntropy", "--shape", "3"], "--shape and --option are"),
     "dtype": (["explain", "linear", "--dtype", "float31"], "'float31' is no torch dtype"),
     "shape": (["explain", "linear", "--shape", "8,128"], "cannot read the shape '8,128'"),
     "option": (["explain", "linear", "--option", "act"], "cannot read the option 'act'"),

@@ -7,8 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel import ops, torch_impls
-from accel.contracts import LINEAR, LOGPROB, LORA_LINEAR
-from accel.contracts import logprob as logprob_contract
+from accel.contracts import LINEAR, LOGPROB, LORA_LINEAR, vocabulary
 from accel.testing import HOST
 
 F64, BF16 = torch.float64, torch.bfloat16
@@ -22,9 +21,10 @@ each_sample = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def small_chunks(monkeypatch):
-    """Chunks of three rows of 20 logits."""
-    monkeypatch.setattr(logprob_contract, "CHUNK_BYTES", 3 * 20 * 4)
+def small_tiles(monkeypatch):
+    """Tiles of three rows by seven columns."""
+    monkeypatch.setattr(vocabulary, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(vocabulary, "TILE_BYTES", 3 * 7 * 4)
 
 
 @pytest.fixture(params=["reference", "torch"])
@@ -63,7 +63,8 @@ def gradients(contract, args, which=(True, True)):
     grads = {i: drawn(*results[i].shape, dtype=results[i].dtype, seed=i) for i in kept}
     grad = tuple(map(grads.get, range(len(results))))
     needs = [isinstance(a, torch.Tensor) and a.requires_grad for a in args]
-    found = contract.backward(grad if len(results) > 1 else grad[0], needs, *args)
+    kept_results = {"results": results} if contract.keeps_results else {}
+    found = contract.backward(grad if len(results) > 1 else grad[0], needs, *args, **kept_results)
     assert len(found) == len(args)
     inputs = [a for a, need in zip(args, needs) if need]
     wanted = torch.autograd.grad([results[i] for i in kept], inputs, list(grads.values()))
@@ -184,7 +185,7 @@ def test_minus_infinity_has_a_gradient_of_numbers():
 
 
 @pytest.mark.parametrize("which", [(True, False), (False, True)], ids=["logprob", "entropy"])
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_tiles")
 def test_one_result_may_have_no_gradient(which):
     for args in (LOGPROB.bind(head()), LOGPROB.bind((drawn(4, 20), torch.arange(4)))):
         for found, wanted in zip(*gradients(LOGPROB, args, which), strict=True):
@@ -204,18 +205,22 @@ def test_either_result_alone_can_be_differentiated():
                 torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_chunks_cover_all_rows_once_within_their_bytes(monkeypatch):
-    monkeypatch.setattr(logprob_contract, "CHUNK_BYTES", 240)
-    for rows in (0, 1, 3, 4, 9, 10):
-        covered = [list(range(rows))[chunk] for chunk in logprob_contract.chunks(rows, 20)]
-        assert [row for chunk in covered for row in chunk] == list(range(rows))
-        assert all(len(chunk) <= 3 for chunk in covered)
-    # A row at a time where not even one fits.
-    assert len(list(logprob_contract.chunks(4, 1000))) == 4
+def test_tiles_cover_all_logits_once_within_their_bytes(monkeypatch):
+    monkeypatch.setattr(vocabulary, "TILE_BYTES", 240)
+    monkeypatch.setattr(vocabulary, "BLOCK_ROWS", 4)
+    for rows, width in ((0, 5), (1, 0), (3, 20), (4, 21), (9, 100)):
+        seen = torch.zeros(rows, width)
+        for block in vocabulary.blocks(rows):
+            for columns in vocabulary.tiles(len(seen[block]), width):
+                seen[block, columns] += 1
+                assert seen[block, columns].numel() <= 60
+        assert (seen == 1).all()
+    # A column at a time where not even one fits.
+    assert len(list(vocabulary.tiles(1000, 4))) == 4
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of a tensor that an operation made."""
+    """The most elements that an operation's result has in memory."""
 
     elements = 0
 
@@ -223,26 +228,27 @@ class Largest(TorchDispatchMode):
         made = function(*args, **(kwargs or {}))
         for one in made if isinstance(made, (tuple, list)) else (made,):
             if isinstance(one, torch.Tensor):
-                self.elements = max(self.elements, one.numel())
+                held = one.untyped_storage().nbytes() // one.element_size()
+                self.elements = max(self.elements, held)
         return made
 
 
-def in_chunks(options):
+def tiled(options):
     """Results and gradients over eager torch, and the most elements of a tensor on the way."""
     args = LOGPROB.bind(head(rows=40, hidden=3), options)
     needs = [isinstance(a, torch.Tensor) and a.is_floating_point() for a in args]
     grads = drawn(40, seed=5), drawn(40, seed=6)
     with Largest() as largest:
         results = torch_impls._KERNELS["logprob"](*args)
-        back = LOGPROB.backward(grads, needs, *args)
+        back = LOGPROB.backward(grads, needs, *args, results=results)
     return [*results, *(g for g in back if g is not None)], largest.elements
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": 2.0, "softcap": 1.5, "temperature": 0.7}])
-def test_chunks_of_rows_give_what_all_rows_give_and_hold_less(options, monkeypatch):
-    whole, all_logits = in_chunks(options)
-    monkeypatch.setattr(logprob_contract, "CHUNK_BYTES", 3 * 20 * 4)
-    parts, fewer = in_chunks(options)
+def test_tiles_give_what_all_logits_give_and_hold_less(options, small_tiles, monkeypatch):
+    parts, fewer = tiled(options)
+    monkeypatch.undo()
+    whole, all_logits = tiled(options)
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert all_logits == 40 * 20
@@ -251,13 +257,15 @@ def test_chunks_of_rows_give_what_all_rows_give_and_hold_less(options, monkeypat
 
 def test_the_gradient_of_a_weight_is_summed_in_fp32(monkeypatch):
     """1 and many times 2^-9: in bfloat16 the sum would stay 1."""
-    monkeypatch.setattr(logprob_contract, "CHUNK_BYTES", 0)  # a row at a time
+    monkeypatch.setattr(vocabulary, "BLOCK_ROWS", 1)
     rows = 301
     x = torch.full((rows, 1), 2.0**-9, dtype=BF16)
     x[0] = 1.0
     w, ids = torch.zeros(2, 1, dtype=BF16), torch.zeros(rows, dtype=torch.int64)
+    args = LOGPROB.bind((x, ids, w))
     grads = torch.full((rows,), 2.0), None
-    _, _, dw, *_ = LOGPROB.backward(grads, (False, False, True, False), *LOGPROB.bind((x, ids, w)))
+    needs = (False, False, True, False)
+    _, _, dw, *_ = LOGPROB.backward(grads, needs, *args, results=LOGPROB.reference(*args))
     assert dw[0].item() == pytest.approx(1 + 300 / 512, rel=2**-8)
 
 

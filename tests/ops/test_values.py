@@ -34,10 +34,20 @@ def dtypes(results):
 WRONG = {
     "linear": {"act": "gelu", "b": None, "w": lambda w: w * 1.01},
     "gated_linear": {"act": "gelu", "b_up": None, "b_gate": None, "w_up": lambda w: w * 1.01},
+    "quantized_linear": {"act": "gelu", "b": None, "scales": lambda scales: scales * 1.01},
     "rms_norm": {"eps": 1e-3, "w": None, "x": lambda x: x + 0.05},
     "layer_norm": {"eps": 1e-3, "w": None, "b": None, "x": lambda x: x * torch.arange(x.shape[-1])},
     "rotary": {"interleaved": True, "sin": lambda sin: -sin, "cos": lambda cos: cos * 1.02},
     "attention": {"causal": False, "scale": 0.3, "k": lambda k: k.flip(0), "v": lambda v: v * 1.02},
+    "add_norm": {"residual": lambda residual: residual * 1.02, "w": None, "eps": 1e-3},
+    "bias_act": {"act": "gelu", "b": None, "x": lambda x: x * 1.01},
+    "softmax": {"scale": 1.5, "mask": None, "x": lambda x: x * 1.02},
+    "dropout_add": {
+        "residual": None,
+        "b": None,
+        "seed": lambda seed: None if seed is None else seed + 1,
+        "rows": lambda rows: None if rows is None else rows + 1,
+    },
     "embedding": {"ids": lambda ids: ids.flip(0) if ids.dim() else ids, "w": lambda w: w * 1.02},
 }
 

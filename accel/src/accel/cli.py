@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from accel import diagnosis, ops
+from accel import diagnosis, layers, ops
 from accel import registry as _registry
 from accel.accelerator import Accelerator
 from accel.errors import AccelError, AccelWarning
@@ -57,7 +57,9 @@ def info(
 
 @app.command()
 def explain(
-    op: Annotated[str, typer.Argument(help="An op, such as linear.")],
+    what: Annotated[
+        str, typer.Argument(help="An op, such as linear, or a layer, such as TiledLinear.")
+    ],
     device: Annotated[
         str | None, typer.Option(help="A torch device; default: the accelerator's.")
     ] = None,
@@ -71,19 +73,22 @@ def explain(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Which implementation serves an op, and why every other one does not."""
-    decision = ops.explain(
-        op,
-        device=None if device is None else _device(device),
-        dtype=_dtype(dtype),
-        shapes=tuple(_shape(text) for text in shape or ()),
-        **dict(_option(text) for text in option or ()),
-    )
-    if as_json:
-        _print_json(decision.to_dict())
+    """Which implementation serves an op or each op of a layer, and why every other does not."""
+    where = None if device is None else _device(device)
+    layer = getattr(layers, what, None) if what[:1].isupper() else None
+    if layer is None:
+        shapes = tuple(_shape(text) for text in shape or ())
+        options = dict(_option(text) for text in option or ())
+        decision = ops.explain(what, device=where, dtype=_dtype(dtype), shapes=shapes, **options)
+        decisions = {what: decision}
+    elif shape or option:
+        raise ValueError(f"--shape and --option are of an op; {what} is a layer")
     else:
-        print(decision)
-    raise typer.Exit(0 if decision.chosen else 1)
+        decisions = layers.explained(layer, device=where, dtype=_dtype(dtype))
+    found = {op: decision.to_dict() for op, decision in decisions.items()}
+    lines = [str(decision) for decision in decisions.values()]
+    _report(found[what] if layer is None else found, lines, as_json)
+    raise typer.Exit(0 if all(d.chosen for d in decisions.values()) else 1)
 
 
 @app.command()

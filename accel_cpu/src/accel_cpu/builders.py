@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from accel import Impl, NativeLibrary, NativeOpBuilder, Refusal, Request, Source
 from accel_cpu import onednn
@@ -78,9 +80,34 @@ class LinearBuilder(_Native):
 
 class TilingBuilder(_Native):
     """``accel_cpu.native`` has of hidden rows the logits of this backend's ``linear``, bit for bit:
-    of its results it gives the same log-probabilities."""
+    of its results logprob gives the same log-probabilities, and tiled_linear adds to them."""
 
-    impls = (Impl("logprob", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),)
+    impls = tuple(
+        Impl(op, "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True)
+        for op in ("logprob", "tiled_linear")
+    )
+
+    def load(self, impl: Impl) -> Callable[..., Any]:
+        if impl.op == "tiled_linear":
+            return _tiled_linear(super().load(replace(impl, op="linear")))
+        return super().load(impl)
+
+
+def _tiled_linear(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """linear's kernel, which adds to nothing, and the partial sum after it: rows stay exact."""
+
+    def tiled_linear(
+        x: Tensor, w: Tensor, b: Tensor | None, partial: Tensor | None,
+        out_dtype: torch.dtype | None,
+    ) -> Tensor:  # fmt: skip
+        out_dtype = out_dtype or x.dtype
+        if partial is None:
+            return linear(x, w, b, None, out_dtype)
+        if partial.device != x.device:
+            raise RuntimeError(f"x is on {x.device}, partial on {partial.device}; move one of them")
+        return linear(x, w, b, None, torch.float32).add_(partial).to(out_dtype)
+
+    return tiled_linear
 
 
 class TransformerBuilder(_Native):

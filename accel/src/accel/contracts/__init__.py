@@ -4,36 +4,48 @@ A contract is the schema, the meaning (reference), the gradient, the error budge
 test it and the cost. Layers, backends, conformance and benchmarks read it; it knows none of them.
 """
 
+from accel.contracts.add_norm import ADD_NORM
 from accel.contracts.attention import ATTENTION
+from accel.contracts.bias_act import BIAS_ACT
 from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
+from accel.contracts.dropout_add import DROPOUT_ADD
 from accel.contracts.embedding import EMBEDDING
 from accel.contracts.gated_linear import GATED_LINEAR
 from accel.contracts.layer_norm import LAYER_NORM
 from accel.contracts.linear import LINEAR
 from accel.contracts.logprob import LOGPROB
 from accel.contracts.lora_linear import LORA_LINEAR
+from accel.contracts.quantized_linear import QUANTIZED_LINEAR
 from accel.contracts.rms_norm import RMS_NORM
 from accel.contracts.rotary import ROTARY
+from accel.contracts.softmax import SOFTMAX
+from accel.contracts.tiled_linear import TILED_LINEAR
 
 CONTRACTS: dict[str, Contract] = {
     contract.name: contract
     for contract in (
-        LINEAR, GATED_LINEAR, LORA_LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, EMBEDDING,
-        LOGPROB,
+        LINEAR, GATED_LINEAR, LORA_LINEAR, QUANTIZED_LINEAR, LAYER_NORM, RMS_NORM, ADD_NORM,
+        BIAS_ACT, ROTARY, SOFTMAX, DROPOUT_ADD, EMBEDDING, ATTENTION, TILED_LINEAR, LOGPROB,
     )
 }  # fmt: skip
 
 __all__ = [
+    "ADD_NORM",
     "ATTENTION",
+    "BIAS_ACT",
     "CONTRACTS",
+    "DROPOUT_ADD",
     "EMBEDDING",
     "GATED_LINEAR",
     "LAYER_NORM",
     "LINEAR",
     "LOGPROB",
     "LORA_LINEAR",
+    "QUANTIZED_LINEAR",
     "RMS_NORM",
     "ROTARY",
+    "SOFTMAX",
+    "TILED_LINEAR",
     "BadInput",
     "Contract",
     "Cost",

@@ -86,6 +86,25 @@ def require_eps(op: str, eps: float) -> None:
         raise OpArgumentError(f"{op}: eps must be at least 0; found {eps}")
 
 
+def require_dropout(
+    op: str, name: str, p: float, seed: Tensor | None, *, like: str, other: Tensor
+) -> None:
+    """``p``, named ``name``, is a probability, and what it drops is drawn from ``seed``, int64
+    ``[]`` on the device of ``other``, named ``like``; None will do where p is 0."""
+    require_number(op, name, p)
+    if not 0 <= p <= 1:
+        raise OpArgumentError(f"{op}: {name} must be between 0 and 1; found {p}")
+    if seed is None:
+        if p > 0:
+            raise OpArgumentError(
+                f"{op}: {name} = {p} needs a seed, an int64 tensor of shape []; found None"
+            )
+        return
+    require_integers(op, "seed", seed, like=like, other=other)
+    if seed.dim() != 0:
+        raise OpArgumentError(f"{op}: seed must be of shape []; found {describe(seed)}")
+
+
 def require_flag(op: str, name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be True or False, not {type(value).__name__}")

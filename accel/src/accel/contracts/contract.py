@@ -79,14 +79,18 @@ class Contract:
                     several results ``grad`` is a tuple, None where nothing flows back
     ``autocast``    dtype under autocast: ``"lower"``, autocast's; ``"input"``, that of the tensor
                     the op is keyed by; ``"keep"``, each argument's own
+    ``wide``        arguments that have the dtype the op computes in, under autocast too
     ``reference_invariant``  the reference's rows do not depend on their neighbours
     ``tolerance``   per dtype, against float64
     ``samples``     inputs for conformance; each argument matters in one of them
     ``bad_inputs``  inputs that must be refused
     ``cost``        of a call with given arguments
     ``keyed_by``    the tensor whose dtype and device choose the implementation
+    ``keeps_results``  ``backward`` is also given the ``results``, by that name
     ``rowwise``     leading dimensions of the first argument are rows, any number of them, and no
                     other argument speaks of them: a batch of inputs is more rows
+    ``unread``      tensor arguments whose values ``backward`` does not read, only shape and dtype:
+                    autograd does not keep them
 
     Tensor arguments come first. Floating point ones have the dtype of the one the op is keyed by,
     unless the contract says otherwise.
@@ -108,7 +112,10 @@ class Contract:
     bad_inputs: Callable[[], Iterable[BadInput]]
     cost: Callable[..., Cost]
     keyed_by: str = "x"
+    wide: tuple[str, ...] = ()
     rowwise: bool = True
+    keeps_results: bool = False
+    unread: tuple[str, ...] = ()
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

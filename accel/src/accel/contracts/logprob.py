@@ -8,28 +8,18 @@ the same bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from accel.contracts import checks, inputs, linear
+from accel.contracts import checks, inputs, linear, vocabulary
 from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance, rounded_once
+from accel.contracts.vocabulary import Adjustment
 from accel.errors import OpArgumentError
 
 NAME = "logprob"
-
-CHUNK_BYTES = 1 << 24  # of fp32 logits held at once: 128 rows of a vocabulary of 32768
-
-
-def adjusted(z: Tensor, scale: float, softcap: float | None, temperature: float) -> Tensor:
-    """Scaled, capped and tempered logits; a step that is the identity changes no bit."""
-    if scale != 1.0:
-        z = z * scale
-    if softcap is not None:
-        z = softcap * torch.tanh(z / softcap)
-    return z if temperature == 1.0 else z / temperature
 
 
 def of_logits(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,16 +35,6 @@ def _entropy(logs: Tensor) -> Tensor:
     return -(logs.exp() * logs.masked_fill(logs == -math.inf, 0)).sum(-1)
 
 
-def chunks(rows: int, width: int) -> Iterator[slice]:
-    """Slices of ``rows`` whose fp32 logits of ``width`` fill :data:`CHUNK_BYTES` at most."""
-    step = max(CHUNK_BYTES // (4 * max(width, 1)), 1)
-    if rows <= step:
-        yield slice(None)
-        return
-    for start in range(0, rows, step):
-        yield slice(start, start + step)
-
-
 def reference(
     x: Tensor,  # [..., H] with w, [..., V] without
     ids: Tensor,  # [...], int64
@@ -66,7 +46,7 @@ def reference(
 ) -> tuple[Tensor, Tensor]:  # [...], [...] in fp32, or fp64 of fp64
     wide = torch.promote_types(x.dtype, torch.float32)
     z = x.to(wide) if w is None else linear.reference(x, w, b, None, wide)
-    return of_logits(adjusted(z, scale, softcap, temperature), ids)
+    return of_logits(Adjustment(scale, softcap, temperature)(z), ids)
 
 
 def check(
@@ -117,77 +97,80 @@ def fake(
 def backward(
     grad: tuple[Tensor | None, Tensor | None], needs: tuple[bool, ...], x: Tensor, ids: Tensor,
     w: Tensor | None, b: Tensor | None, scale: float, softcap: float | None, temperature: float,
+    *, results: tuple[Tensor, Tensor],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """With w the logits are computed again, a chunk of rows at a time, rather than kept."""
+    """With w the logits are computed again, a tile at a time, rather than kept; each tile of w gets
+    its gradient in one product per block of rows."""
     wide = torch.promote_types(x.dtype, torch.float32)
     # Counted, since -1 cannot be inferred beside a dimension of 0.
     m = math.prod(x.shape[:-1])
     flat, at = x.reshape(m, x.shape[-1]), ids.reshape(m)
-    chosen, entropy = (None if g is None else g.to(wide).reshape(m, 1) for g in grad)
-
-    def through(z: Tensor, rows: slice) -> Tensor:
-        """Gradient of the chunk's logits as they come, before any adjustment."""
-        outer = (None if g is None else g[rows] for g in (chosen, entropy))
-        dz = _through_softmax(adjusted(z, scale, softcap, temperature), at[rows], *outer)
-        return _through_adjustment(dz, z, scale, softcap, temperature)
-
+    grads = [None if g is None else g.to(wide).reshape(m, 1) for g in grad]
+    if not any(g is not None for g in grads):
+        return (None,) * 7
+    adjust = Adjustment(scale, softcap, temperature)
     if w is None:
-        dx = through(flat.to(wide), slice(None)).to(x.dtype) if needs[0] else None
-        return dx if dx is None else dx.reshape(x.shape), *(None,) * 6
+        dx = _logits_gradient(grads, flat.to(wide), at, adjust) if needs[0] else None
+        return dx if dx is None else dx.to(x.dtype).reshape(x.shape), *(None,) * 6
 
-    w_wide = w.to(wide)  # once, not once a chunk
-    b_wide = None if b is None else b.to(wide)
-    dxs: list[Tensor] = []
-    dw = db = None
-    for rows in chunks(m, w.shape[0]):
-        z = linear.reference(flat[rows].to(wide), w_wide, b_wide)
-        dz = through(z, rows)
+    # Made of a gradient, these are batched under vmap wherever something is.
+    like = next(g for g in grads if g is not None)
+    dx = like.new_zeros(flat.shape) if needs[0] else None
+    dw = like.new_zeros(w.shape) if needs[2] else None
+    db = like.new_zeros(w.shape[:1]) if needs[3] else None
+    chosen, entropy = (result.reshape(m, 1) for result in results)
+    for rows in vocabulary.blocks(m):
+        sums = None if dx is None else dx[rows], dw, db
+        outer = [None if g is None else g[rows] for g in grads]
+        _head_gradient(sums, outer, flat[rows], at[rows], w, b, adjust, chosen[rows], entropy[rows])
+    dx = None if dx is None else dx.to(x.dtype).reshape(x.shape)
+    dw, db = (None if sum is None else sum.to(x.dtype) for sum in (dw, db))
+    return dx, None, dw, db, None, None, None
+
+
+def _logits_gradient(
+    grads: list[Tensor | None], z: Tensor, ids: Tensor, adjust: Adjustment
+) -> Tensor:
+    adjusted = adjust(z)
+    logs = torch.log_softmax(adjusted, -1)
+    whole = slice(0, z.shape[-1])
+    dz = vocabulary.through_softmax(logs, ids, whole, _entropy(logs).unsqueeze(-1), grads)
+    return adjust.backward(dz, adjusted)
+
+
+def _head_gradient(
+    sums: tuple[Tensor | None, ...], grads: list[Tensor | None], x: Tensor, ids: Tensor, w: Tensor,
+    b: Tensor | None, adjust: Adjustment, chosen: Tensor, entropy: Tensor,
+) -> None:  # fmt: skip
+    """Add a block of rows to the wide sums of x's, w's and b's gradients."""
+    dx, dw, db = sums
+    x_wide = x.to(chosen.dtype)
+    own = (x_wide * w[ids]).sum(-1, keepdim=True)
+    own = own if b is None else own + b[ids].unsqueeze(-1)
+    norm = adjust(own) - chosen  # log of the sum of exponentials
+    for columns in vocabulary.tiles(len(x), len(w)):
+        tile = w[columns]
+        adjusted = adjust(linear.reference(x_wide, tile.to(x_wide.dtype), _wide(b, columns)))
+        dz = vocabulary.through_softmax(adjusted - norm, ids, columns, entropy, grads)
+        dz = adjust.backward(dz, adjusted)
         share = dz.to(x.dtype)
-        if needs[0]:
-            dxs.append(share @ w)
-        if needs[2]:
-            dw = _plus(dw, (share.t() @ flat[rows]).to(wide))
-        if needs[3]:
-            db = _plus(db, dz.sum(0))
-    return (
-        torch.cat(dxs).reshape(x.shape) if needs[0] else None,
-        None,
-        None if dw is None else dw.to(x.dtype),
-        None if db is None else db.to(x.dtype),
-        None,
-        None,
-        None,
-    )
+        if dx is not None:
+            _add_product(dx, share, tile)
+        if dw is not None:
+            _add_product(dw[columns], share.t(), x)
+        if db is not None:
+            db[columns] += dz.sum(0)
 
 
-def _plus(total: Tensor | None, more: Tensor) -> Tensor:
-    return more if total is None else total + more
+def _wide(b: Tensor | None, columns: slice) -> Tensor | None:
+    return None if b is None else b[columns].to(torch.promote_types(b.dtype, torch.float32))
 
 
-def _through_softmax(
-    z: Tensor, ids: Tensor, chosen: Tensor | None, entropy: Tensor | None
-) -> Tensor:
-    """Gradient of ``z`` [M, V] from those of logprob and entropy, [M, 1] each: g (δ - p) and
-    -g p (log p + H). Where z is -inf, p is 0 and nothing flows but to the id itself."""
-    logs = torch.log_softmax(z, -1)
-    p = logs.exp()
-    dz = torch.zeros_like(z)
-    if chosen is not None:
-        dz = (-p * chosen).scatter_add(-1, ids.unsqueeze(-1), chosen)
-    if entropy is not None:
-        finite = logs.masked_fill(logs == -math.inf, 0)
-        dz = dz - entropy * p * (finite + _entropy(logs).unsqueeze(-1))
-    return dz
-
-
-def _through_adjustment(
-    dz: Tensor, z: Tensor, scale: float, softcap: float | None, temperature: float
-) -> Tensor:
-    if temperature != 1.0:
-        dz = dz / temperature
-    if softcap is not None:
-        dz = dz * (1 - torch.tanh(z * scale / softcap) ** 2)
-    return dz if scale == 1.0 else dz * scale
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype is total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def cost(x: Tensor, ids: Tensor, w: Tensor | None = None, *rest: Any) -> Cost:
@@ -292,4 +275,5 @@ LOGPROB = Contract(
     bad_inputs=bad_inputs,
     cost=cost,
     rowwise=False,
+    keeps_results=True,
 )

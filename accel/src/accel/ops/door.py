@@ -8,6 +8,7 @@ functorch, dispatch modes, tensor subclasses, autocast) goes the careful way.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import CONTRACTS, Contract
+from accel.contracts.checks import WIDE
 from accel.op_builder import Request
 from accel.ops import policy as _policy
 from accel.ops.binding import Binding, bind
@@ -164,7 +166,10 @@ def _cast(contract: Contract, tensors: Tensors) -> Tensors:
     if contract.autocast == "lower" and dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(key.device.type)
     return tuple(
-        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors
+        t.to(WIDE[dtype] if name in contract.wide else dtype)
+        if isinstance(t, Tensor) and t.is_floating_point()
+        else t
+        for name, t in zip(contract.parameters, tensors)
     )
 
 
@@ -172,14 +177,15 @@ def _traced(contract: Contract, tensors: Tensors, options: Options, told: Option
     """Under torch.compile the implementation is resolved once, while tracing, from metadata.
 
     ``told`` are the options without those that no implementation may refuse by: a number among
-    them may be a symbol here.
+    them may be a symbol here. A whole number that one may refuse by is made a constant.
     """
     key = contract.key(tensors)
     if torch.is_autocast_enabled(key.device.type):
         with torch.autocast(key.device.type, enabled=False):
             return _traced(contract, _cast(contract, tensors), options, told)
     grad = _records(tensors)
-    namespace, name = _resolved(contract.name, key.device, key.dtype, grad, told)
+    known = tuple(operator.index(o) if type(o) is int else o for o in told)
+    namespace, name = _resolved(contract.name, key.device, key.dtype, grad, known)
     op = getattr(getattr(torch.ops, namespace), name).default
     return op(*tensors, *options)
 

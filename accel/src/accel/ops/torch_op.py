@@ -80,7 +80,7 @@ def _fake(contract: Contract) -> Kernel:
 
 def _save(contract: Contract) -> Callable[[Any, tuple[Any, ...], Any], None]:
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        gradient.save(contract, ctx, inputs)
+        gradient.save(contract, ctx, inputs, output if isinstance(output, tuple) else (output,))
 
     return save
 

@@ -1,12 +1,15 @@
-"""linear, gated_linear and lora_linear over torch's own matrix products."""
+"""linear and its kin over torch's own matrix products."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from accel.contracts.activation import activate
+from accel.contracts.quantized_linear import dequantize
 
 # Taken at import: some libraries replace torch.nn.functional.linear for the whole process.
 _linear = F.linear  # noqa: TID251 - this is where it is meant
@@ -36,6 +39,31 @@ def lora_linear(
     return (_wide(x, w, b) + share).to(out_dtype or x.dtype)
 
 
+def quantized_linear(
+    x: Tensor, w: Tensor, scales: Tensor, b: Tensor | None, bits: int, act: str | None,
+    out_dtype: torch.dtype | None,
+) -> Tensor:  # fmt: skip
+    # Not in x's dtype: rounded weights would overdraw the budget of fp16, and of an fp32 result.
+    z = _wide(x, dequantize(w, scales, bits), b)
+    return activate(z, act).to(out_dtype or x.dtype)
+
+
+def tiled_linear(
+    x: Tensor, w: Tensor, b: Tensor | None, partial: Tensor | None, out_dtype: torch.dtype | None
+) -> Tensor:
+    if partial is None:
+        return linear(x, w, b, None, out_dtype)
+    if partial.dtype is not x.dtype or (out_dtype or x.dtype) is not x.dtype:
+        return _wide(x, w, b).add_(partial).to(out_dtype or x.dtype)
+    _require_one_device(x, w, b, partial)
+    # Added to in place by the product itself, which spares a pass over the result.
+    z = partial.clone(memory_format=torch.contiguous_format) if b is None else partial + b
+    z = z.contiguous()
+    m, n = math.prod(x.shape[:-1]), w.shape[0]  # counted: -1 cannot be inferred beside a 0
+    z.view(m, n).addmm_(x.reshape(m, w.shape[1]), w.t())
+    return z
+
+
 def _wide(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """The product in fp32, so that what follows is not computed on rounded values.
 
@@ -46,7 +74,16 @@ def _wide(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    _require_one_device(x, w, b)
+    if b is None or x.dim() < 3:
+        return _linear(x, w, b)
+    # With a bias torch returns a view of the product of rows, which sharding hooks warn of.
+    y = _linear(x.flatten(0, -2), w, b)
+    return torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], w.shape[0]))  # type: ignore[no-any-return]
+
+
+def _require_one_device(x: Tensor, *others: Tensor | None) -> None:
     # torch 2.13 multiplies a real x by a meta weight without a word, into garbage.
-    if w.device != x.device or (b is not None and b.device != x.device):
-        raise RuntimeError(f"x is on {x.device}, the weight on {w.device}; move one of them")
-    return _linear(x, w, b)
+    for other in others:
+        if other is not None and other.device != x.device:
+            raise RuntimeError(f"x is on {x.device}, another on {other.device}; move one of them")

@@ -73,7 +73,7 @@ def repeated_ids_overwritten(right: Formula) -> Formula:
 
 @fault("gradient", "gradients/*", op="logprob", role="backward")
 def entropy_without_gradient(right: Formula) -> Formula:
-    return lambda grads, *rest: right((grads[0], None), *rest)
+    return lambda grads, *rest, **results: right((grads[0], None), *rest, **results)
 
 
 @fault("gradient", "gradients/*/batched", role="backward")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from accel.contracts import LINEAR
 from accel.contracts.activation import activate
+from accel.contracts.softmax import scores
 from accel_conformance.faults.planting import Kernel, fault
 
 
@@ -115,6 +116,22 @@ def adapter_unscaled(kernel: Kernel) -> Kernel:
     return lambda x, w, lora_a, lora_b, b, scale, out: kernel(x, w, lora_a, lora_b, b, 1.0, out)
 
 
+@fault("accuracy", "ops/*/nibbles*", "ops/*/long_sum", "ops/*/layout_sliced",
+       also="contained", op="quantized_linear")  # fmt: skip
+def nibbles_swapped(kernel: Kernel) -> Kernel:
+    """The high half of a byte is taken for the first of its two values."""
+
+    def faulty(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+        return kernel(x, w if w.dtype is torch.int8 else (w << 4) | (w >> 4), *rest)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*", also="contained", op="quantized_linear")
+def scales_of_the_next_group(kernel: Kernel) -> Kernel:
+    return lambda x, w, scales, *rest: kernel(x, w, scales.roll(-1, 1), *rest)
+
+
 @fault("accuracy", "ops/*interleaved*", also="contained", op="rotary")
 def halves_for_pairs(kernel: Kernel) -> Kernel:
     return lambda x, cos, sin, interleaved: kernel(x, cos, sin, False)
@@ -150,6 +167,17 @@ def nothing_times_infinity(kernel: Kernel) -> Kernel:
     def faulty(x: Tensor, ids: Tensor, *rest: Any) -> Any:
         chosen, entropy = kernel(x, ids, *rest)
         return chosen, entropy + 0 * x.sum(-1)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*/hidden", op="softmax")
+def nothing_seen_is_nan(kernel: Kernel) -> Kernel:
+    """As nothing over nothing is."""
+
+    def faulty(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        blind = (scores(x, mask, scale) == -torch.inf).all(-1, keepdim=True)
+        return kernel(x, mask, scale).masked_fill_(blind, torch.nan)
 
     return faulty
 

@@ -12,7 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from accel_conformance.oracles import attention, embedding, linear, logprob, norm, rotary
+from accel_conformance.oracles import (
+    attention,
+    elementwise,
+    embedding,
+    linear,
+    logprob,
+    norm,
+    quantized,
+    rotary,
+)
 from accel_conformance.oracles.summed import Summed
 
 __all__ = ["ORACLES", "Oracle", "Summed"]
@@ -32,10 +41,16 @@ ORACLES: dict[str, Oracle] = {
     "linear": Oracle(linear.linear, linear.linear_gradient),
     "gated_linear": Oracle(linear.gated_linear, linear.gated_linear_gradient),
     "lora_linear": Oracle(linear.lora_linear, linear.lora_linear_gradient),
+    "quantized_linear": Oracle(quantized.quantized_linear, quantized.quantized_linear_gradient),
     "rms_norm": Oracle(norm.rms_norm, norm.rms_norm_gradient),
     "layer_norm": Oracle(norm.layer_norm, norm.layer_norm_gradient),
     "rotary": Oracle(rotary.rotary, rotary.rotary_gradient),
     "attention": Oracle(attention.attention, attention.attention_gradient),
     "embedding": Oracle(embedding.embedding, embedding.embedding_gradient),
+    "tiled_linear": Oracle(linear.tiled_linear, linear.tiled_linear_gradient),
     "logprob": Oracle(logprob.logprob, logprob.logprob_gradient),
+    "dropout_add": Oracle(elementwise.dropout_add, elementwise.dropout_add_gradient),
+    "bias_act": Oracle(elementwise.bias_act, elementwise.bias_act_gradient),
+    "softmax": Oracle(elementwise.softmax, elementwise.softmax_gradient),
+    "add_norm": Oracle(norm.add_norm, norm.add_norm_gradient),
 }

@@ -1,4 +1,4 @@
-"""linear, gated_linear and lora_linear in float64: sums written as sums over named indices.
+"""linear and its kin in float64: sums written as sums over named indices.
 
 m: a row, all leading dimensions together · k: what is summed over · n: a column of the result
 r: a column of the inner product
@@ -66,6 +66,20 @@ def lora_linear_gradient(
     d_inner, d_up, _ = affine_gradient(grad * scale, affine(x, lora_a, None), lora_b)
     dx_lora, d_down, _ = affine_gradient(d_inner.total, x, lora_a)
     return dx + dx_lora, dw, d_down, d_up, None if b is None else db, None, None
+
+
+def tiled_linear(
+    x: Array, w: Array, b: Array | None, partial: Array | None, out_dtype: Any = None
+) -> Array:
+    return affine(x, w, b) + (0.0 if partial is None else partial)
+
+
+def tiled_linear_gradient(
+    grad: Array, x: Array, w: Array, b: Array | None, partial: Array | None, out_dtype: Any = None
+) -> tuple[Summed | None, ...]:
+    dx, dw, db = affine_gradient(grad, x, w)
+    through = None if partial is None else Summed.of(grad)
+    return dx, dw, None if b is None else db, through, None
 
 
 def affine(x: Array, w: Array, b: Array | None) -> Array:

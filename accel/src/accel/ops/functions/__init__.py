@@ -3,18 +3,34 @@
 OpArgumentError where an argument does not fit; every error says what was asked, found, possible.
 """
 
-from accel.ops.functions.linear import gated_linear, linear, lora_linear
-from accel.ops.functions.tiling import logprob
-from accel.ops.functions.transformer import attention, embedding, layer_norm, rms_norm, rotary
+from accel.ops.functions.linear import gated_linear, linear, lora_linear, quantized_linear
+from accel.ops.functions.tiling import logprob, tiled_linear
+from accel.ops.functions.transformer import (
+    add_norm,
+    attention,
+    bias_act,
+    dropout_add,
+    embedding,
+    layer_norm,
+    rms_norm,
+    rotary,
+    softmax,
+)
 
 __all__ = [
+    "add_norm",
     "attention",
+    "bias_act",
+    "dropout_add",
     "embedding",
     "gated_linear",
     "layer_norm",
     "linear",
     "logprob",
     "lora_linear",
+    "quantized_linear",
     "rms_norm",
     "rotary",
+    "softmax",
+    "tiled_linear",
 ]

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from accel.contracts import GATED_LINEAR, LINEAR, LORA_LINEAR
+from accel.contracts import GATED_LINEAR, LINEAR, LORA_LINEAR, QUANTIZED_LINEAR
 from accel.ops import door
 
 _linear: Callable[..., Tensor] = door.of(LINEAR)
 _gated_linear: Callable[..., Tensor] = door.of(GATED_LINEAR)
 _lora_linear: Callable[..., Tensor] = door.of(LORA_LINEAR)
+_quantized_linear: Callable[..., Tensor] = door.of(QUANTIZED_LINEAR)
 
 
 def linear(
@@ -65,3 +66,23 @@ def lora_linear(
     ``[..., N]``. See :func:`linear`.
     """
     return _lora_linear(x, w, lora_a, lora_b, b, scale, out_dtype)
+
+
+def quantized_linear(
+    x: Tensor,
+    w: Tensor,
+    scales: Tensor,
+    b: Tensor | None = None,
+    *,
+    bits: int = 8,
+    act: str | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``act(x @ dequantize(w, scales, bits).T + b)`` in fp32, rounded once; weight-only.
+
+    x ``[..., K]``, b ``[N]``; w int8 ``[N, K]``, or of ``bits=4`` uint8 ``[N, K/2]``; scales
+    ``[N, G]`` in fp32 (fp64 beside fp64), one for each of G groups of columns. w and scales come
+    from :func:`accel.contracts.quantized_linear.quantize`. Returns ``[..., N]``; x, scales and b
+    have gradients. See :func:`linear`.
+    """
+    return _quantized_linear(x, w, scales, b, bits, act, out_dtype)

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from accel.contracts import LOGPROB
+from accel.contracts import LOGPROB, TILED_LINEAR
 from accel.ops import door
 
 _logprob: Callable[..., tuple[Tensor, Tensor]] = door.of(LOGPROB)
+_tiled_linear: Callable[..., Tensor] = door.of(TILED_LINEAR)
+
+
+def tiled_linear(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    partial: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``partial + x @ w.T + b`` in fp32, rounded once: one tile of a product whose sum is split.
+
+    x ``[..., K]``, w ``[N, K]``, b ``[N]`` of one dtype; partial ``[..., N]`` of that dtype or of
+    fp32 (fp64 beside fp64), kept for no backward. Returns ``[..., N]`` in ``out_dtype`` (default
+    x's). See :func:`linear`.
+    """
+    return _tiled_linear(x, w, b, partial, out_dtype)
 
 
 def logprob(
