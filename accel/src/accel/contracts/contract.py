@@ -70,6 +70,7 @@ class Contract:
     ``family``      builder that offers it, one of :data:`accel.op_builder.FAMILIES`
     ``schema``      torch schema of the arguments and result, without the name
     ``options``     argument names whose values implementations may refuse by
+    ``presence``    optional tensors that implementations may refuse for being there
     ``check``       raises OpArgumentError unless the arguments keep the contract; metadata only
     ``fits``        whether the tensors' shapes and dtypes keep it, in half a microsecond; asked
                     per call, where ``check`` is asked per binding and when something went wrong
@@ -79,6 +80,7 @@ class Contract:
                     several results ``grad`` is a tuple, None where nothing flows back
     ``autocast``    dtype under autocast: ``"lower"``, autocast's; ``"input"``, that of the tensor
                     the op is keyed by; ``"keep"``, each argument's own
+    ``wide``        arguments that have the dtype the op computes in, under autocast too
     ``reference_invariant``  the reference's rows do not depend on their neighbours
     ``tolerance``   per dtype, against float64
     ``samples``     inputs for conformance; each argument matters in one of them
@@ -108,6 +110,8 @@ class Contract:
     bad_inputs: Callable[[], Iterable[BadInput]]
     cost: Callable[..., Cost]
     keyed_by: str = "x"
+    wide: tuple[str, ...] = ()
+    presence: tuple[str, ...] = ()
     rowwise: bool = True
 
     @cached_property
@@ -129,6 +133,17 @@ class Contract:
         """Of the tensor arguments, the one the op is keyed by."""
         found: Tensor = tensors[list(self.parameters).index(self.keyed_by)]
         return found
+
+    def present(self, tensors: Sequence[Any]) -> tuple[bool, ...]:
+        """Of the tensors of :attr:`presence`, which are there."""
+        named = dict(zip(self.parameters, tensors))
+        return tuple(named[name] is not None for name in self.presence)
+
+    def asked(self, present: Sequence[bool], options: Sequence[Any]) -> dict[str, Any]:
+        """What a request says: by name, the options that implementations may refuse by, and
+        whether the tensors are there that they may refuse."""
+        named = dict(zip(list(self.parameters)[self.tensor_count :], options))
+        return {name: named[name] for name in self.options} | dict(zip(self.presence, present))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """All arguments in order, defaults filled in."""
