@@ -41,14 +41,14 @@ def require_floats(op: str, x: Tensor, others: Mapping[str, Tensor | None], key:
         _require_device(op, name, tensor, key, x)
 
 
-def require_wide(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
-    """``tensor`` is on x's device, in the dtype that x is computed in."""
+def require_wide(op: str, name: str, tensor: Tensor, x: Tensor, key: str = "x") -> None:
+    """``tensor`` is on the device of ``x``, named ``key``, in the dtype that x is computed in."""
     if tensor.dtype is not WIDE[x.dtype]:
         raise OpArgumentError(
-            f"{op}: {name} must have the dtype {name_of(WIDE[x.dtype])} beside x; found "
+            f"{op}: {name} must have the dtype {name_of(WIDE[x.dtype])} beside {key}; found "
             f"{describe(tensor)} beside {describe(x)}; cast {name}"
         )
-    _require_device(op, name, tensor, "x", x)
+    _require_device(op, name, tensor, key, x)
 
 
 def require_integers(
@@ -84,6 +84,25 @@ def require_eps(op: str, eps: float) -> None:
     require_number(op, "eps", eps)
     if not eps >= 0:
         raise OpArgumentError(f"{op}: eps must be at least 0; found {eps}")
+
+
+def require_dropout(
+    op: str, name: str, p: float, seed: Tensor | None, *, like: str, other: Tensor
+) -> None:
+    """``p``, named ``name``, is a probability, and what it drops is drawn from ``seed``, int64
+    ``[]`` on the device of ``other``, named ``like``; None will do where p is 0."""
+    require_number(op, name, p)
+    if not 0 <= p <= 1:
+        raise OpArgumentError(f"{op}: {name} must be between 0 and 1; found {p}")
+    if seed is None:
+        if p > 0:
+            raise OpArgumentError(
+                f"{op}: {name} = {p} needs a seed, an int64 tensor of shape []; found None"
+            )
+        return
+    require_integers(op, "seed", seed, like=like, other=other)
+    if seed.dim() != 0:
+        raise OpArgumentError(f"{op}: seed must be of shape []; found {describe(seed)}")
 
 
 def require_flag(op: str, name: str, value: object) -> None:
