@@ -54,6 +54,14 @@ def differ(ones, twos):
     return any(one.dtype != two.dtype or not torch.equal(one, two) for one, two in zip(ones, twos))
 
 
+def matters(contract, args, less):
+    try:
+        contract.check(*less)
+        return differ(results(contract, args), results(contract, less))
+    except OpArgumentError:  # without it the others make no sense
+        return True
+
+
 @each_op
 def test_every_argument_matters_in_some_sample(op):
     contract = CONTRACTS[op]
@@ -61,10 +69,7 @@ def test_every_argument_matters_in_some_sample(op):
     for index, (name, parameter) in enumerate(contract.parameters.items()):
         if parameter.default is not parameter.empty:
             without = [(*args[:index], parameter.default, *args[index + 1 :]) for args in made]
-            assert any(
-                differ(results(contract, args), results(contract, less))
-                for args, less in zip(made, without)
-            ), name
+            assert any(matters(contract, *both) for both in zip(made, without)), name
 
 
 @each_op

@@ -38,6 +38,12 @@ WRONG = {
     "layer_norm": {"eps": 1e-3, "w": None, "b": None, "x": lambda x: x * torch.arange(x.shape[-1])},
     "rotary": {"interleaved": True, "sin": lambda sin: -sin, "cos": lambda cos: cos * 1.02},
     "attention": {"causal": False, "scale": 0.3, "k": lambda k: k.flip(0), "v": lambda v: v * 1.02},
+    "dropout_add": {
+        "residual": None,
+        "b": None,
+        "seed": lambda seed: None if seed is None else seed + 1,
+        "rows": lambda rows: None if rows is None else rows + 1,
+    },
     "embedding": {"ids": lambda ids: ids.flip(0) if ids.dim() else ids, "w": lambda w: w * 1.02},
 }
 

@@ -6,6 +6,7 @@ test it and the cost. Layers, backends, conformance and benchmarks read it; it k
 
 from accel.contracts.attention import ATTENTION
 from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
+from accel.contracts.dropout_add import DROPOUT_ADD
 from accel.contracts.embedding import EMBEDDING
 from accel.contracts.gated_linear import GATED_LINEAR
 from accel.contracts.layer_norm import LAYER_NORM
@@ -19,13 +20,14 @@ CONTRACTS: dict[str, Contract] = {
     contract.name: contract
     for contract in (
         LINEAR, GATED_LINEAR, LORA_LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, EMBEDDING,
-        LOGPROB,
+        LOGPROB, DROPOUT_ADD,
     )
 }  # fmt: skip
 
 __all__ = [
     "ATTENTION",
     "CONTRACTS",
+    "DROPOUT_ADD",
     "EMBEDDING",
     "GATED_LINEAR",
     "LAYER_NORM",

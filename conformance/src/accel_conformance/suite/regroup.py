@@ -17,6 +17,7 @@ from accel_conformance.target import Args, Results
 # stated here the first argument has them, and its last dimension is a row.
 _ROW_DIMENSIONS: dict[str, dict[str, int]] = {
     "attention": {"q": 2},  # whose spans are cut to the rows as well
+    "dropout_add": {"x": 1, "residual": 1, "rows": 0},
     "embedding": {"ids": 0},
     "logprob": {"x": 1, "ids": 0},
     "rotary": {"x": 2, "cos": 1, "sin": 1},
@@ -30,6 +31,11 @@ def row_dimensions(contract: Contract) -> Mapping[str, int]:
     stated = _ROW_DIMENSIONS.get(contract.name)
     assert stated or contract.rowwise, f"which arguments of {contract.name} have rows?"
     return stated or {next(iter(contract.parameters)): 1}
+
+
+def _given(contract: Contract, named: Mapping[str, Any]) -> dict[str, int]:
+    """:func:`row_dimensions` of the arguments that are not left out."""
+    return {k: own for k, own in row_dimensions(contract).items() if named[k] is not None}
 
 
 def leading(contract: Contract, args: Args) -> tuple[int, ...]:
@@ -46,7 +52,7 @@ def count(contract: Contract, args: Args) -> int:
 def take(contract: Contract, args: Args, start: int, stop: int) -> Args:
     """Rows [start, stop) alone, of rows counted by one dimension."""
     named = _named(contract, args)
-    for name in row_dimensions(contract):
+    for name in _given(contract, named):
         named[name] = named[name][start:stop]
     if "spans" in named:
         named["spans"] = _cut(named["spans"], start, stop, causal=named["causal"])
@@ -56,7 +62,7 @@ def take(contract: Contract, args: Args, start: int, stop: int) -> Args:
 def alone(contract: Contract, args: Args, i: int) -> Args:
     """Row i in memory of its own: where a row lies must not matter either."""
     named = _named(contract, take(contract, args, i, i + 1))
-    for name in row_dimensions(contract):
+    for name in _given(contract, named):
         named[name] = named[name].clone(memory_format=torch.contiguous_format)
     return tuple(named.values())
 
@@ -67,13 +73,15 @@ def new_rows(contract: Contract, args: Args, rows: int, sample: str) -> Args:
     draw, named = Draw(contract.name), _named(contract, args)
     if "spans" in named:
         return args
-    for name, own in row_dimensions(contract).items():
+    for name, own in _given(contract, named).items():
         old, label = named[name], f"{sample}.rows.{name}"
         if old.is_floating_point():
             shape = (rows, *old.shape[old.dim() - own :])
             named[name] = draw.plain(label, shape, old.dtype, old.device)
         else:
             named[name] = old.reshape(-1)[draw.integers(label, (rows,), old.numel(), old.device)]
+    if "rows" in named:  # a row's number is its place unless it is given, and places will change
+        named["rows"] = torch.arange(rows, device=contract.key(args).device)
     return tuple(named.values())
 
 
@@ -88,7 +96,7 @@ def otherwise(contract: Contract, args: Args) -> Args:
             before = named[name].new_full((BEFORE, *named[name].shape[1:]), math.nan)
             named[name] = torch.cat([before, named[name]])
         return tuple(named.values())
-    for name in row_dimensions(contract):
+    for name in _given(contract, named):
         named[name] = named[name].unflatten(0, (3, -1))
     return tuple(named.values())
 

@@ -5,10 +5,18 @@ OpArgumentError where an argument does not fit; every error says what was asked,
 
 from accel.ops.functions.linear import gated_linear, linear, lora_linear
 from accel.ops.functions.tiling import logprob
-from accel.ops.functions.transformer import attention, embedding, layer_norm, rms_norm, rotary
+from accel.ops.functions.transformer import (
+    attention,
+    dropout_add,
+    embedding,
+    layer_norm,
+    rms_norm,
+    rotary,
+)
 
 __all__ = [
     "attention",
+    "dropout_add",
     "embedding",
     "gated_linear",
     "layer_norm",

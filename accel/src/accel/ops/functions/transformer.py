@@ -1,4 +1,4 @@
-"""Norms, embedding, rotary, attention."""
+"""Norms, embedding, rotary, attention, and what stands between them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from accel.contracts import ATTENTION, EMBEDDING, LAYER_NORM, RMS_NORM, ROTARY
+from accel.contracts import ATTENTION, DROPOUT_ADD, EMBEDDING, LAYER_NORM, RMS_NORM, ROTARY
 from accel.ops import door
 
 _rms_norm: Callable[..., Tensor] = door.of(RMS_NORM)
 _layer_norm: Callable[..., Tensor] = door.of(LAYER_NORM)
 _rotary: Callable[..., Tensor] = door.of(ROTARY)
+_dropout_add: Callable[..., Tensor] = door.of(DROPOUT_ADD)
 _embedding: Callable[..., Tensor] = door.of(EMBEDDING)
 _attention: Callable[..., Tensor] = door.of(ATTENTION)
 
@@ -42,6 +43,26 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) ->
     ``(i, i + r)``, or ``(2i, 2i + 1)`` if ``interleaved``. Returns x's shape and dtype.
     """
     return _rotary(x, cos, sin, interleaved)
+
+
+def dropout_add(
+    x: Tensor,
+    residual: Tensor | None = None,
+    b: Tensor | None = None,
+    seed: Tensor | None = None,
+    rows: Tensor | None = None,
+    *,
+    p: float = 0.0,
+) -> Tensor:
+    """``residual + dropout(x + b)`` in fp32, rounded once: each element is dropped with probability
+    ``p``, survivors are times ``1/(1-p)`` (Srivastava et al. 2014).
+
+    x and residual ``[..., H]``, b ``[H]``; returns x's shape and dtype. What is dropped is a
+    function of ``seed``, int64 ``[]`` (needed where p > 0), of the row's number, ``rows`` int64
+    ``[...]`` (by default its place), and of the column: of nothing that was drawn before, and of
+    no other row.
+    """
+    return _dropout_add(x, residual, b, seed, rows, p)
 
 
 def embedding(ids: Tensor, w: Tensor) -> Tensor:
