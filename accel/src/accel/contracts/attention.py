@@ -66,9 +66,11 @@ def scale_of(q: Tensor, scale: float | None) -> float:
 
 
 def operands(part: Part, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What of q, k and v belongs to a part, in the dtype that is computed in."""
+    """What of q, k and v belongs to a part, in the dtype that is computed in; contiguous, as
+    products need them more than once."""
     wide = WIDE[q.dtype]
-    return part.rows(q).to(wide), part.keys(k).to(wide), part.keys(v).to(wide)
+    q, k, v = (t.to(wide).contiguous() for t in (part.rows(q), part.keys(k), part.keys(v)))
+    return q, k, v
 
 
 def check(
@@ -194,7 +196,7 @@ def backward(
     asked = (*needs[:3], dmask is not None or dslopes is not None)
     for part in parts:
         scoring = Scoring.of(part, heads, mask, slopes, seed, scale_of(q, scale), softcap, dropout)
-        dy = part.rows(grad).to(wide)
+        dy = part.rows(grad).to(wide).contiguous()
         of_q, of_k, of_v, of_scores = gradient(dy, asked, *operands(part, q, k, v), scoring)
         dq = dq if dq is None or of_q is None else part.add_rows(dq, of_q)
         dk = dk if dk is None or of_k is None else part.add_keys(dk, of_k)
