@@ -19,8 +19,10 @@ and the column j (:mod:`accel.contracts.random`), so that padding changes nothin
 
 M: queries · N: keys · H: heads · G: heads of keys and values, each read by H/G of the H · B: spans
 
-spans.py    which queries see which keys, cut into blocks or as tensors
-attention_scores.py     from products to probabilities, and back     attention_samples.py   inputs
+attention_scores.py     from products to probabilities, and back
+attention_samples.py    inputs
+spans.py                which queries see which keys, cut into blocks of them
+spans_unread.py         the same where spans' values cannot be read
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from accel.contracts.attention_samples import NAME, bad_inputs, samples
 from accel.contracts.attention_scores import Scoring, attended, gradient
 from accel.contracts.checks import WIDE
 from accel.contracts.contract import Contract, Cost, Tolerance
-from accel.contracts.spans import Part, Whole, blocks, ranges, readable
+from accel.contracts.spans import Part, blocks, ranges, readable
+from accel.contracts.spans_unread import Whole
 from accel.errors import OpArgumentError
 
 
