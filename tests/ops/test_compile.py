@@ -52,7 +52,18 @@ WITH_ROWS = {"rotary": 3, "attention": 3, "logprob": 2, "dropout_add": 2}
 
 
 def layouts_and_acts(op):
-    kinds = ("layout", "act", "eps", "tiny", "large", "out", "interleaved", "two_way", "scaled")
+    kinds = (
+        "layout",
+        "act",
+        "eps",
+        "tiny",
+        "large",
+        "out",
+        "interleaved",
+        "two_way",
+        "scaled",
+        "everything",
+    )
     return [s for s in CONTRACTS[op].samples() if s.name.startswith(kinds)]
 
 

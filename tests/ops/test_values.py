@@ -37,7 +37,17 @@ WRONG = {
     "rms_norm": {"eps": 1e-3, "w": None, "x": lambda x: x + 0.05},
     "layer_norm": {"eps": 1e-3, "w": None, "b": None, "x": lambda x: x * torch.arange(x.shape[-1])},
     "rotary": {"interleaved": True, "sin": lambda sin: -sin, "cos": lambda cos: cos * 1.02},
-    "attention": {"causal": False, "scale": 0.3, "k": lambda k: k.flip(0), "v": lambda v: v * 1.02},
+    "attention": {
+        "causal": False,
+        "scale": 0.3,
+        "k": lambda k: k.flip(0),
+        "v": lambda v: v * 1.02,
+        "mask": lambda mask: None if mask is None else mask * 1.1,
+        "slopes": lambda slopes: None if slopes is None else slopes * 1.1,
+        "seed": lambda seed: None if seed is None else seed + 1,
+        "window": 3,
+        "softcap": 50.0,
+    },
     "dropout_add": {
         "residual": None,
         "b": None,
