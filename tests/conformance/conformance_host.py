@@ -5,6 +5,7 @@ import torch
 from accel import testing
 from accel.accelerator import DeviceProperties
 from accel.contracts import CONTRACTS
+from accel.refusal import Refusal
 
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 # One id of each op's implementation.
@@ -55,7 +56,17 @@ def row_by_row(op):
     return kernel
 
 
-def query_by_query(q, k, v, spans, causal, scale):
+def plain_attention(impl, request):
+    """query_by_query serves what the native kernels do."""
+    asked = {"mask": False, "slopes": False, "window": None, "softcap": None, "dropout": 0.0}
+    return [
+        Refusal("option", f"no {name}", f"{name}={request.options[name]}")
+        for name, plain in asked.items()
+        if request.options[name] != plain
+    ]
+
+
+def query_by_query(q, k, v, spans, mask, slopes, seed, causal, scale, *others):
     """attention, every query by itself, summed without products of matrices."""
     if len({q.device, k.device, v.device, spans.device}) > 1:
         raise ValueError("a kernel is the one who looks at devices")
@@ -91,8 +102,9 @@ def plugin(accelerator="conformance_host:HostAccelerator", **backend):
         {"rms_norm": row_by_row("rms_norm")}, id=NORM, family="TransformerBuilder", dtypes=DTYPES
     )
     attention = testing.fake_builder(
-        {"attention": query_by_query}, id=ATTENTION, family="TransformerBuilder", dtypes=DTYPES
-    )
+        {"attention": query_by_query}, id=ATTENTION, family="TransformerBuilder", dtypes=DTYPES,
+        reasons=plain_attention,
+    )  # fmt: skip
     logprob = testing.fake_builder(
         {"logprob": logprob_by_row}, id=LOGPROB, family="TilingBuilder", dtypes=DTYPES
     )

@@ -11,6 +11,7 @@ from accel.contracts import spans as spans_module
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 NAN = float("nan")
+NEEDS = (True, True, True, False, False, False, False)  # of the tensors
 
 
 def drawn(*shape, dtype=F64, seed=0):
@@ -108,7 +109,7 @@ def gradients(args, grad):
     """(the contract's gradients of q, k and v, those of autograd through its reference)"""
     leaves = [a.detach().requires_grad_() for a in args[:3]]
     by_autograd = torch.autograd.grad(ATTENTION.reference(*leaves, *args[3:]), leaves, grad)
-    return ATTENTION.backward(grad, (True, True, True, False), *args)[:3], by_autograd
+    return ATTENTION.backward(grad, NEEDS, *args)[:3], by_autograd
 
 
 @pytest.fixture
@@ -135,7 +136,8 @@ TABLES = {
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("table", TABLES)
 def test_gradients_are_the_same_by_blocks_and_at_once(table, causal, monkeypatch):
-    args = (*qkv(11, 12), spans(*TABLES[table]), causal, 0.3)
+    tensors = (*qkv(11, 12), spans(*TABLES[table]))
+    args = ATTENTION.bind(tensors, {"causal": causal, "scale": 0.3})
     grad = drawn(11, 4, 6, seed=3)
     by_blocks, by_autograd = gradients(args, grad)
     monkeypatch.setattr(contract_module, "readable", lambda spans: False)
@@ -147,27 +149,25 @@ def test_gradients_are_the_same_by_blocks_and_at_once(table, causal, monkeypatch
 
 @pytest.mark.usefixtures("small_blocks")
 def test_a_block_is_no_larger_than_it_may_be_and_has_no_keys_that_none_sees():
-    sizes = [
-        (rows, keys, tuple(mask.shape))
-        for rows, keys, mask in spans_module.blocks(spans((2, 5, 1, 7)), 7, 8, 4, True)
+    rows, keys = (torch.arange(n).reshape(n, 1, 1) for n in (7, 8))
+    found = list(spans_module.blocks(spans((2, 5, 1, 7)), 7, 8, 4, True))
+    assert [part.rows(rows).flatten().tolist() for part in found] == [[2, 3], [4, 5], [6]]
+    assert [part.keys(keys).flatten().tolist() for part in found] == [
+        [*range(1, last)] for last in (5, 7, 8)
     ]
-    assert sizes == [
-        (slice(2, 4), slice(1, 5), (2, 4)),
-        (slice(4, 6), slice(1, 7), (2, 6)),
-        (slice(6, 7), slice(1, 8), (1, 7)),
-    ]
+    near = list(spans_module.blocks(spans((2, 5, 1, 7)), 7, 8, 4, True, 2))
+    assert [part.keys(keys).flatten().tolist() for part in near] == [[2, 3, 4], [4, 5, 6], [6, 7]]
 
 
 @pytest.mark.usefixtures("unreadable")
 def test_nan_that_nobody_sees_stays_out_of_gradients():
     q, k, v = qkv(4, 5)
-    want = ATTENTION.backward(
-        drawn(2, 4, 6), (True,) * 4, q[1:3], k[1:4], v[1:4], spans((0, 2, 0, 3)), True, None
-    )
+    seen = ATTENTION.bind((q[1:3], k[1:4], v[1:4], spans((0, 2, 0, 3))))
+    want = ATTENTION.backward(drawn(2, 4, 6), NEEDS, *seen)
     q[[0, 3]], k[[0, 4]], v[[0, 4]] = NAN, NAN, NAN
     grad = torch.full((4, 4, 6), NAN, dtype=F64)
     grad[1:3] = drawn(2, 4, 6)
-    got = ATTENTION.backward(grad, (True,) * 4, q, k, v, spans((1, 2, 1, 3)), True, None)
+    got = ATTENTION.backward(grad, NEEDS, *ATTENTION.bind((q, k, v, spans((1, 2, 1, 3)))))
     for found, wanted, rows in zip(got[:3], want[:3], (slice(1, 3), slice(1, 4), slice(1, 4))):
         torch.testing.assert_close(found[rows], wanted)
         assert found.count_nonzero() == wanted.count_nonzero()
@@ -234,7 +234,10 @@ def test_attention_compiles_with_its_gradient_for_any_spans():
 def test_the_cost_of_attention_counts_the_pairs_that_see_each_other():
     q, k, v = qkv(5, 9, dtype=F32)
     table = spans((0, 2, 0, 4), (2, 3, 0, 2))
-    causal = ATTENTION.cost(q, k, v, table, True, None)
+    causal = ATTENTION.cost(*ATTENTION.bind((q, k, v, table)))
     assert causal.flops == 2 * (3 + 4 + 0 + 1 + 2) * 4 * (8 + 6)
     assert causal.bytes == 4 * (5 * 4 + 6 * 2) * (8 + 6)
-    assert ATTENTION.cost(q, k, v, table, False, None).flops == 2 * (8 + 6) * 4 * (8 + 6)
+    both_ways = ATTENTION.cost(*ATTENTION.bind((q, k, v, table), {"causal": False}))
+    assert both_ways.flops == 2 * (8 + 6) * 4 * (8 + 6)
+    near = ATTENTION.cost(*ATTENTION.bind((q, k, v, table), {"window": 2}))
+    assert near.flops == 2 * (2 + 2 + 0 + 1 + 2) * 4 * (8 + 6)

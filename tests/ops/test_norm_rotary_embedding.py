@@ -57,11 +57,11 @@ def test_gradients_are_those_of_the_reference(contract, sample):
 def test_causal_and_interleaved_are_flags(bad):
     attended = (*(drawn(3, 2, 4) for _ in "qkv"), torch.zeros(0, 4, dtype=torch.int64))
     with pytest.raises(TypeError, match="causal must be True or False"):
-        ATTENTION.check(*attended, bad, None)
+        ATTENTION.check(*ATTENTION.bind(attended, {"causal": bad}))
     with pytest.raises(TypeError, match="interleaved must be True or False"):
         ROTARY.check(drawn(3, 2, 4), drawn(3, 2), drawn(3, 2), bad)
     with pytest.raises(TypeError, match="scale must be a number"):
-        ATTENTION.check(*attended, True, "1")
+        ATTENTION.check(*ATTENTION.bind(attended, {"scale": "1"}))
 
 
 # -- layer_norm --------------------------------------------------------------------------------

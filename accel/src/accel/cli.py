@@ -69,7 +69,8 @@ def explain(
         typer.Option(help="A tensor argument's shape, 8x128; repeat it for the next argument."),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help='An option of the op, "act=silu"; may be repeated.')
+        list[str] | None,
+        typer.Option(help='An option, "act=silu" or "mask=true"; may be repeated.'),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -219,7 +220,9 @@ def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f'cannot read the option {text!r}; write "act=silu"')
-    return name, _dtype(value) if name.endswith("dtype") else value
+    if name.endswith("dtype"):
+        return name, _dtype(value)
+    return name, {"true": True, "false": False}.get(value, value)
 
 
 def _print_info(console: Console, facts: dict[str, Any]) -> None:

@@ -56,6 +56,8 @@ class Impl:
 class Request:
     """What an op is asked to serve: metadata only, never values.
 
+    ``options`` holds by name the values of the contract's ``options``, and of the tensors in its
+    ``presence`` whether they are there: ``{"window": None, "mask": True}``.
     ``shapes`` and ``strides`` are those of the tensor arguments in order (None for an absent
     one), or empty where they are unknown, as under ``torch.compile``.
     """

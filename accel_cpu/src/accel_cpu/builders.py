@@ -38,6 +38,11 @@ LIBRARY = NativeLibrary(
     libraries=("c10", "torch_cpu"),
 )
 
+# What the native attention serves; the rest is left to eager torch.
+_PLAIN_ATTENTION = {
+    "mask": False, "slopes": False, "window": None, "softcap": None, "dropout": 0.0,
+}  # fmt: skip
+
 _COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -118,3 +123,27 @@ class TransformerBuilder(_Native):
         Impl(op, "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True)
         for op in ("rms_norm", "layer_norm", "rotary", "attention", "embedding")
     )
+
+    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
+        return super().reasons(impl, request) + [
+            Refusal("option", f"{name}={plain}", f"{name}={request.options[name]}", f"leave {name} "
+                    "out, or let eager torch serve")
+            for name, plain in _PLAIN_ATTENTION.items()
+            if impl.op == "attention" and request.options.get(name, plain) != plain
+        ]  # fmt: skip
+
+    def load(self, impl: Impl) -> Callable[..., Any]:
+        kernel = super().load(impl)
+        return _plain_attention(kernel) if impl.op == "attention" else kernel
+
+
+def _plain_attention(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel with all the arguments of the op, of which it takes those it serves."""
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: None, slopes: None, seed: Any,
+        causal: bool, scale: float | None, *others: Any,
+    ) -> Any:  # fmt: skip
+        return kernel(q, k, v, spans, causal, scale)
+
+    return attention

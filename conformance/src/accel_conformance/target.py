@@ -64,13 +64,12 @@ class Target:
     def request(self, args: Args, *, grad: bool = False, shapes: bool = True) -> Request:
         """What the op asks of a builder for these arguments."""
         tensors, options = self._split(args)
-        named = dict(zip(list(self.contract.parameters)[len(tensors) :], options))
         return Request(
             self.op,
             self.device,
             self.contract.key(tensors).dtype,
             grad,
-            {name: value for name, value in named.items() if name in self.contract.options},
+            self.contract.asked(self.contract.present(tensors), options),
             tuple(None if t is None else tuple(t.shape) for t in tensors) if shapes else (),
             tuple(None if t is None else tuple(t.stride()) for t in tensors) if shapes else (),
         )

@@ -2,28 +2,42 @@
 once.
 
 Sequences lie one after another in the rows of q, and of k and v. A span (q_start, q_len, k_start,
-k_len) is one of them: its queries and the keys they see. With ``causal``, query i of a span sees
-its key j iff j <= i + k_len - q_len, aligned at the end: a prompt is (s, n, s, n), and the one
-query of a decode step over a cache of n keys is (s, 1, c, n). Queries of no span, and those that
-see no key, give 0. Queries belong to one span at most; keys may be shared.
+k_len) is one of them: its queries and the keys they see. Query i of a span stands at its key
+i + k_len - q_len, aligned at the end: a prompt is (s, n, s, n), and the one query of a decode step
+over a cache of n keys is (s, 1, c, n). The score of key j of a span is, for head h of its b-th::
+
+    s = scale * (q_i . k_j)
+    s = softcap * tanh(s / softcap)                           Gemma 2
+    s = s + mask[b, h, i, j] + slopes[h] * (j - (i + k_len - q_len))
+
+slopes are ALiBi's (Press et al. 2022). ``causal``, a query sees no key behind where it stands; with
+``window`` (Beltagy et al. 2020) none that is ``window`` or more keys away; and none whose mask is
+-inf. Queries of no span, and those that see no key, give 0. Queries belong to one span at most;
+keys may be shared. Of the probabilities of those seen, each is dropped with probability
+``dropout``, survivors are times 1/(1-dropout): by bits of the seed, the row (b*H + h) * 2**32 + i
+and the column j (:mod:`accel.contracts.random`), so that padding changes nothing.
 
 M: queries · N: keys · H: heads · G: heads of keys and values, each read by H/G of the H · B: spans
+
+attention_scores.py     from products to probabilities, and back
+attention_samples.py    inputs
+spans.py                which queries see which keys, cut into blocks of them
+spans_unread.py         the same where spans' values cannot be read
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from accel.contracts import checks, inputs
-from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
-from accel.contracts.spans import Span, blocks, ranges, readable, visible
+from accel.contracts import checks
+from accel.contracts.attention_samples import NAME, bad_inputs, samples
+from accel.contracts.attention_scores import Scoring, attended, gradient
+from accel.contracts.checks import WIDE
+from accel.contracts.contract import Contract, Cost, Tolerance
+from accel.contracts.spans import Part, blocks, ranges, readable
+from accel.contracts.spans_unread import Whole
 from accel.errors import OpArgumentError
-
-NAME = "attention"
 
 
 def reference(
@@ -31,15 +45,22 @@ def reference(
     k: Tensor,  # [N, G, D]
     v: Tensor,  # [N, G, E]
     spans: Tensor,  # [B, 4], int64
+    mask: Tensor | None = None,  # [B|1, H|1, Q|1, K]
+    slopes: Tensor | None = None,  # [H], fp32
+    seed: Tensor | None = None,  # [], int64
     causal: bool = True,
     scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:  # [M, H, E]
     if readable(spans):
-        ranges(spans, q.shape[0], k.shape[0])
-    mask = visible(spans, q.shape[0], k.shape[0], causal)
-    wide_q, wide_k, wide_v = _operands(q, k, v, mask)
-    p = _probabilities(wide_q, wide_k, mask, scale_of(q, scale))
-    return torch.einsum("grmn,nge->mgre", p, wide_v).flatten(1, 2).to(q.dtype)
+        ranges(spans, q.shape[0], k.shape[0], mask)
+    whole = Whole(spans, q.shape[0], k.shape[0], causal, window)
+    scoring = Scoring.of(
+        whole, q.shape[1], mask, slopes, seed, scale_of(q, scale), softcap, dropout
+    )
+    return attended(*operands(whole, q, k, v), scoring).squeeze(0).transpose(0, 1).to(q.dtype)
 
 
 def scale_of(q: Tensor, scale: float | None) -> float:
@@ -47,41 +68,22 @@ def scale_of(q: Tensor, scale: float | None) -> float:
     return float(max(q.shape[-1], 1)) ** -0.5 if scale is None else scale
 
 
-def _operands(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Wide, q as [m, G, H/G, D], and 0 in rows that see or are seen by none: a NaN in a cache's
-    free slots times a probability of 0 is NaN."""
-    blind, unseen = ~mask.any(1), ~mask.any(0)
-    return (
-        _grouped(q, k.shape[1]).masked_fill(blind[:, None, None, None], 0),
-        _wide(k).masked_fill(unseen[:, None, None], 0),
-        _wide(v).masked_fill(unseen[:, None, None], 0),
-    )
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
-def _grouped(t: Tensor, groups: int) -> Tensor:
-    """[m, H, D] wide, as [m, G, H/G, D]."""
-    m, heads, size = t.shape
-    return _wide(t).reshape(m, groups, heads // groups, size)
-
-
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """[G, H/G, m, n] of :func:`_operands`, 0 where nothing is seen."""
-    scores = torch.einsum("mgrd,ngd->grmn", q, k) * scale
-    # Not where a query sees nothing: softmax of nothing but -inf is NaN, in its gradient too.
-    hidden = ~mask & mask.any(1, keepdim=True)
-    return scores.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(~mask, 0)
+def operands(part: Part, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What of q, k and v belongs to a part, in the dtype that is computed in; contiguous, as
+    products need them more than once."""
+    wide = WIDE[q.dtype]
+    q, k, v = (t.to(wide).contiguous() for t in (part.rows(q), part.keys(k), part.keys(v)))
+    return q, k, v
 
 
 def check(
-    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool, scale: float | None
-) -> None:
-    given = {"q": q, "k": k, "v": v, "spans": spans}
-    checks.refuse_nontensor(NAME, given, optional=())
-    checks.require_floats(NAME, q, {"k": k, "v": v}, key="q")
+    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: Tensor | None, slopes: Tensor | None,
+    seed: Tensor | None, causal: bool, scale: float | None, window: int | None,
+    softcap: float | None, dropout: float,
+) -> None:  # fmt: skip
+    given = {"q": q, "k": k, "v": v, "spans": spans, "mask": mask, "slopes": slopes, "seed": seed}
+    checks.refuse_nontensor(NAME, given, optional=("mask", "slopes", "seed"))
+    checks.require_floats(NAME, q, {"k": k, "v": v, "mask": mask}, key="q")
     checks.require_integers(NAME, "spans", spans, like="q", other=q)
     for name, wanted, t in (("q", "M, H, D", q), ("k", "N, G, D", k), ("v", "N, G, E", v)):
         if t.dim() != 3:
@@ -103,14 +105,57 @@ def check(
             f"{NAME}: k's heads must divide q's heads; found {checks.describe(k)} beside "
             f"{checks.describe(q)}"
         )
+    _check_scores(q, spans, mask, slopes, window, softcap)
     checks.require_flag(NAME, "causal", causal)
     if scale is not None:
         checks.require_number(NAME, "scale", scale)
+    checks.require_dropout(NAME, "dropout", dropout, seed, like="q", other=q)
 
 
-def fits(q: Tensor, k: Tensor, v: Tensor, spans: Tensor) -> bool:
+def _check_scores(
+    q: Tensor, spans: Tensor, mask: Tensor | None, slopes: Tensor | None, window: int | None,
+    softcap: float | None,
+) -> None:  # fmt: skip
+    sequences, heads = spans.shape[0], q.shape[1]
+    if mask is not None and not _mask_fits(mask, sequences, heads):
+        raise OpArgumentError(
+            f"{NAME}: mask must be [{sequences} or 1, {heads} or 1, queries or 1, keys], of "
+            f"{sequences} spans and {heads} heads; found {checks.describe(mask)}"
+        )
+    if slopes is not None:
+        checks.require_wide(NAME, "slopes", slopes, q, key="q")
+        if slopes.shape != (heads,):
+            raise OpArgumentError(
+                f"{NAME}: slopes must be [{heads}], one a head; found {checks.describe(slopes)}"
+            )
+    if window is not None:
+        if not isinstance(window, (int, torch.SymInt)) or isinstance(window, bool):
+            raise TypeError(f"{NAME}: window must be a whole number, not {type(window).__name__}")
+        if window < 1:
+            raise OpArgumentError(f"{NAME}: window must be at least 1; found {window}")
+    if softcap is not None:
+        checks.require_number(NAME, "softcap", softcap)
+        if not softcap > 0:
+            raise OpArgumentError(f"{NAME}: softcap must be above 0; found {softcap}")
+
+
+def _mask_fits(mask: Tensor, sequences: int, heads: int) -> bool:
+    shape = mask.shape
+    return len(shape) == 4 and shape[0] in (1, sequences) and shape[1] in (1, heads)
+
+
+def fits(
+    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: Tensor | None, slopes: Tensor | None,
+    seed: Tensor | None,
+) -> bool:  # fmt: skip
     queries, keys, values, table, dtype = q.shape, k.shape, v.shape, spans.shape, q.dtype
     if not (len(queries) == len(keys) == len(values) == 3 and len(table) == 2):
+        return False
+    if not (mask is None or (mask.dtype is dtype and _mask_fits(mask, table[0], queries[1]))):
+        return False
+    if not (slopes is None or (slopes.dtype is WIDE.get(dtype) and slopes.shape == queries[1:2])):
+        return False
+    if seed is not None and (seed.shape or seed.dtype is not torch.int64):
         return False
     n, groups, d = keys
     return (
@@ -126,156 +171,75 @@ def fits(q: Tensor, k: Tensor, v: Tensor, spans: Tensor) -> bool:
 
 
 def fake(
-    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool = True, scale: float | None = None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: Tensor | None = None,
+    slopes: Tensor | None = None, seed: Tensor | None = None, causal: bool = True,
+    scale: float | None = None, window: int | None = None, softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:  # fmt: skip
     return q.new_empty((q.shape[0], q.shape[1], v.shape[2]))
 
 
 def backward(
     grad: Tensor, needs: tuple[bool, ...], q: Tensor, k: Tensor, v: Tensor, spans: Tensor,
-    causal: bool, scale: float | None,
+    mask: Tensor | None, slopes: Tensor | None, seed: Tensor | None, causal: bool,
+    scale: float | None, window: int | None, softcap: float | None, dropout: float,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Probabilities are computed again, a block at a time where the spans can be read, and
     gradients are summed in fp32."""
-    wide, scale = torch.promote_types(q.dtype, torch.float32), scale_of(q, scale)
-    if not readable(spans):
-        mask = visible(spans, q.shape[0], k.shape[0], causal)
-        whole = _block_gradient(grad, needs, q, k, v, mask, scale)
-        return *(None if one is None else one.to(q.dtype) for one in whole), None, None, None
-    sums = [t.new_zeros(t.shape, dtype=wide) if n else None for t, n in zip((q, k, v), needs)]
-    for rows, keys, mask in blocks(spans, q.shape[0], k.shape[0], q.shape[1], causal):
-        block = _block_gradient(grad[rows], needs, q[rows], k[keys], v[keys], mask, scale)
-        for total, where, part in zip(sums, (rows, keys, keys), block):
-            if total is not None and part is not None:
-                total[where] += part
-    return *(None if one is None else one.to(q.dtype) for one in sums), None, None, None
+    m, n, heads, wide = q.shape[0], k.shape[0], q.shape[1], WIDE[q.dtype]
+    parts = (
+        blocks(spans, m, n, heads, causal, window, mask)
+        if readable(spans)
+        else [Whole(spans, m, n, causal, window)]
+    )
+    dq, dk, dv, dmask, dslopes = (
+        t.new_zeros(t.shape, dtype=wide) if need and t is not None else None
+        for t, need in zip((q, k, v, mask, slopes), (*needs[:3], *needs[4:6]))
+    )
+    asked = (*needs[:3], dmask is not None or dslopes is not None)
+    for part in parts:
+        scoring = Scoring.of(part, heads, mask, slopes, seed, scale_of(q, scale), softcap, dropout)
+        dy = part.rows(grad).to(wide).contiguous()
+        of_q, of_k, of_v, of_scores = gradient(dy, asked, *operands(part, q, k, v), scoring)
+        dq = dq if dq is None or of_q is None else part.add_rows(dq, of_q)
+        dk = dk if dk is None or of_k is None else part.add_keys(dk, of_k)
+        dv = dv if dv is None or of_v is None else part.add_keys(dv, of_v)
+        if dmask is not None and of_scores is not None:
+            dmask = part.add_values(dmask, of_scores)
+        if dslopes is not None and of_scores is not None:
+            dslopes = dslopes + (of_scores * part.distance).sum((0, 2, 3))
+    found = (None if t is None else t.to(q.dtype) for t in (dq, dk, dv))
+    dmask = None if dmask is None else dmask.to(q.dtype)
+    return *found, None, dmask, dslopes, *[None] * 6
 
 
-def _block_gradient(
-    grad: Tensor, needs: tuple[bool, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor,
-    scale: float,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Wide gradients of q, k and v, whose ``mask`` says which query sees which key.
-
-    With scores s, probabilities p and y = p v: dp = dy v^T, ds = p (dp - sum(p dp)).
-    """
-    dy = _grouped(grad, k.shape[1]).masked_fill(~mask.any(1)[:, None, None, None], 0)
-    q, k, v = _operands(q, k, v, mask)
-    p = _probabilities(q, k, mask, scale)
-    dq = dk = dv = None
-    if needs[0] or needs[1]:
-        dp = torch.einsum("mgre,nge->grmn", dy, v)
-        ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * scale
-        dq = torch.einsum("grmn,ngd->mgrd", ds, k).flatten(1, 2) if needs[0] else None
-        dk = torch.einsum("grmn,mgrd->ngd", ds, q) if needs[1] else None
-    if needs[2]:
-        dv = torch.einsum("grmn,mgre->nge", p, dy)
-    return dq, dk, dv
-
-
-def cost(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool, scale: float | None) -> Cost:
+def cost(
+    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: Tensor | None, slopes: Tensor | None,
+    seed: Tensor | None, causal: bool, scale: float | None, window: int | None,
+    softcap: float | None, dropout: float,
+) -> Cost:  # fmt: skip
     """Of the pairs of query and key that see each other; shared keys are moved once."""
     pairs = keys = 0
-    for _, q_len, _, k_len in ranges(spans, q.shape[0], k.shape[0]):
-        seeing = min(q_len, k_len) if causal else q_len
-        pairs += seeing * k_len - (seeing * (seeing - 1) // 2 if causal else 0)
+    for _, q_len, _, k_len in ranges(spans, q.shape[0], k.shape[0], mask):
         keys += k_len
+        for at in range(k_len - q_len, k_len):  # where its queries stand
+            first = 0 if window is None else max(at - window + 1, 0)
+            last = at + 1 if causal else k_len if window is None else min(at + window, k_len)
+            pairs += max(last - first, 0)
     m, heads, d = q.shape
     groups, e = v.shape[1:]
     moved = m * heads * (d + e) + min(keys, k.shape[0]) * groups * (d + e)
+    moved += 0 if mask is None else mask.numel()
     return Cost(bytes=moved * q.element_size(), flops=2 * pairs * heads * (d + e))
-
-
-def samples() -> Iterable[Sample]:
-    draw = inputs.Draw(NAME)
-
-    def case(name: str, m: int, n: int, heads: tuple[int, int], sizes: tuple[int, int],
-             spans: list[Span], *, causal: bool = True, scale: float | None = None,
-             layout: str = "plain") -> Sample:  # fmt: skip
-        def make(dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
-            (h, g), (d, e) = heads, sizes
-            if layout == "fused":  # slices of one projection's result
-                qkv = draw.plain(f"{name}.qkv", (m, h + 2 * g, d), dtype, device)
-                q, k, v = qkv.split((h, g, g), 1)
-            else:
-                q, k, v = (
-                    draw.rows(f"{name}.{of}", shape, dtype, device, layout)
-                    for of, shape in (("q", (m, h, d)), ("k", (n, g, d)), ("v", (n, g, e)))
-                )
-            table = torch.tensor(spans, dtype=torch.int64).reshape(-1, 4).to(device)
-            if layout == "transposed":
-                table = table.t().contiguous().t()
-            return q, k, v, table, causal, scale
-
-        return Sample(name, make)
-
-    yield case("even", 16, 16, (4, 4), (32, 32), [(0, 16, 0, 16)])
-    yield case("odd", 7, 7, (3, 3), (37, 37), [(0, 7, 0, 7)])
-    yield case("grouped", 9, 9, (6, 2), (24, 24), [(0, 9, 0, 9)])
-    yield case("one_key_head", 9, 9, (5, 1), (24, 24), [(0, 9, 0, 9)])
-    yield case("packed", 23, 23, (4, 2), (16, 16), [(0, 5, 0, 5), (5, 1, 5, 1), (6, 17, 6, 17)])
-    yield case("decode", 3, 90, (8, 2), (64, 64), [(0, 1, 0, 33), (1, 1, 33, 1), (2, 1, 40, 50)])
-    yield case("prefill_continued", 5, 40, (4, 2), (20, 20), [(0, 5, 3, 31)])
-    yield case("shared_prefix", 6, 30, (4, 2), (20, 20), [(0, 3, 0, 12), (3, 3, 0, 25)])
-    yield case("two_way", 11, 19, (4, 2), (20, 20), [(0, 4, 0, 9), (4, 7, 9, 3)], causal=False)
-    yield case("scaled", 9, 9, (4, 2), (20, 20), [(0, 9, 0, 9)], scale=0.7)
-    yield case("sharp", 9, 9, (4, 2), (64, 64), [(0, 9, 0, 9)], scale=1.0)
-    yield case("values_longer", 6, 8, (4, 2), (16, 29), [(0, 6, 0, 8)])
-    yield case("values_shorter", 6, 8, (4, 2), (16, 5), [(0, 6, 0, 8)])
-    yield case("between_spans", 9, 12, (4, 2), (16, 16), [(0, 2, 1, 4), (5, 3, 6, 5)])
-    yield case("more_queries", 7, 4, (4, 2), (16, 16), [(1, 6, 0, 4)])
-    yield case("out_of_order", 8, 8, (4, 2), (16, 16), [(5, 3, 0, 3), (0, 5, 3, 5)])
-    yield case("empty_spans", 5, 6, (4, 2), (16, 16), [(0, 0, 0, 3), (0, 5, 1, 5), (5, 0, 6, 0)])
-    yield case("one", 1, 1, (1, 1), (1, 1), [(0, 1, 0, 1)])
-    yield case("no_spans", 4, 4, (4, 2), (16, 16), [])
-    yield case("no_rows", 0, 5, (4, 2), (16, 16), [(0, 0, 0, 5)])
-    yield case("no_keys", 5, 0, (4, 2), (16, 16), [(0, 5, 0, 0)])
-    yield case("no_heads", 5, 5, (0, 2), (16, 16), [(0, 5, 0, 5)])
-    yield case("no_sum", 5, 5, (4, 2), (0, 16), [(0, 5, 0, 5)])
-    yield case("no_columns", 5, 5, (4, 2), (16, 0), [(0, 5, 0, 5)])
-    yield case("many_rows", 131, 131, (2, 1), (24, 24), [(0, 131, 0, 131)])
-    yield case("long_sum", 2, 1500, (2, 1), (16, 16), [(0, 2, 0, 1500)])
-    for layout in (*inputs.LAYOUTS, "fused"):
-        yield case(f"layout_{layout}", 9, 9, (4, 2), (20, 20), [(0, 4, 0, 4), (4, 5, 4, 5)],
-                   layout=layout)  # fmt: skip
-
-
-def bad_inputs() -> Iterable[BadInput]:
-    def spans(dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.tensor([[0, 3, 0, 5]]).to(device)
-
-    good = {
-        "q": inputs.maker(NAME, "q", (3, 4, 8)),
-        "k": inputs.maker(NAME, "k", (5, 2, 8)),
-        "v": inputs.maker(NAME, "v", (5, 2, 6)),
-        "spans": spans,
-        "causal": True,
-        "scale": None,
-    }
-    yield inputs.spoil(good, "query_rank", "q must be", q=lambda q: q[0])
-    yield inputs.spoil(good, "batched_keys", "k must be", k=lambda k: k[None])
-    yield inputs.spoil(good, "value_rank", "v must be", v=lambda v: v[:, 0])
-    yield inputs.spoil(good, "value_rows", "v must have k's rows", v=lambda v: v[:4])
-    yield inputs.spoil(good, "value_heads", "v must have k's rows", v=lambda v: v[:, :1])
-    yield inputs.spoil(good, "sizes_differ", "k must have q's last", k=lambda k: k[..., :7])
-    yield inputs.spoil(good, "heads_differ", "divide q's heads", q=lambda q: q[:, :3])
-    yield inputs.spoil(good, "no_heads", "divide", k=lambda k: k[:, :0], v=lambda v: v[:, :0])
-    yield inputs.spoil(good, "span_rank", "spans must be", spans=lambda spans: spans[0])
-    yield inputs.spoil(good, "span_columns", "spans must be", spans=lambda spans: spans[:, :3])
-    yield inputs.spoil(good, "short_spans", "spans must be", spans=lambda spans: spans.int())
-    yield inputs.spoil(good, "float_spans", "spans must be", spans=lambda spans: spans.float())
-    yield inputs.spoil(good, "dtype_differs", "dtype", v=lambda v: v.double())
-    yield inputs.spoil(good, "integers", "must be one of", q=lambda q: q.int())
-    yield inputs.spoil(good, "other_device", "device", k=lambda k: k.to("meta"))
-    yield inputs.spoil(good, "spans_elsewhere", "device", spans=lambda spans: spans.to("meta"))
 
 
 ATTENTION = Contract(
     name=NAME,
     family="TransformerBuilder",
-    schema="(Tensor q, Tensor k, Tensor v, Tensor spans, bool causal=True, float? scale=None)"
-    " -> Tensor",
-    options=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor spans, Tensor? mask=None, Tensor? slopes=None,"
+    " Tensor? seed=None, bool causal=True, float? scale=None, int? window=None,"
+    " float? softcap=None, float dropout=0.0) -> Tensor",
+    options=("window", "softcap", "dropout"),
     check=check,
     fits=fits,
     fake=fake,
@@ -295,5 +259,7 @@ ATTENTION = Contract(
     bad_inputs=bad_inputs,
     cost=cost,
     keyed_by="q",
+    wide=("slopes",),
+    presence=("mask", "slopes"),
     rowwise=False,
 )

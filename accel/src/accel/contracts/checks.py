@@ -41,14 +41,14 @@ def require_floats(op: str, x: Tensor, others: Mapping[str, Tensor | None], key:
         _require_device(op, name, tensor, key, x)
 
 
-def require_wide(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
-    """``tensor`` is on x's device, in the dtype that x is computed in."""
+def require_wide(op: str, name: str, tensor: Tensor, x: Tensor, key: str = "x") -> None:
+    """``tensor`` is on the device of ``x``, named ``key``, in the dtype that x is computed in."""
     if tensor.dtype is not WIDE[x.dtype]:
         raise OpArgumentError(
-            f"{op}: {name} must have the dtype {name_of(WIDE[x.dtype])} beside x; found "
+            f"{op}: {name} must have the dtype {name_of(WIDE[x.dtype])} beside {key}; found "
             f"{describe(tensor)} beside {describe(x)}; cast {name}"
         )
-    _require_device(op, name, tensor, "x", x)
+    _require_device(op, name, tensor, key, x)
 
 
 def require_integers(

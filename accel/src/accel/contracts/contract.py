@@ -70,6 +70,7 @@ class Contract:
     ``family``      builder that offers it, one of :data:`accel.op_builder.FAMILIES`
     ``schema``      torch schema of the arguments and result, without the name
     ``options``     argument names whose values implementations may refuse by
+    ``presence``    optional tensors that implementations may refuse for being there
     ``check``       raises OpArgumentError unless the arguments keep the contract; metadata only
     ``fits``        whether the tensors' shapes and dtypes keep it, in half a microsecond; asked
                     per call, where ``check`` is asked per binding and when something went wrong
@@ -113,6 +114,7 @@ class Contract:
     cost: Callable[..., Cost]
     keyed_by: str = "x"
     wide: tuple[str, ...] = ()
+    presence: tuple[str, ...] = ()
     rowwise: bool = True
     keeps_results: bool = False
     unread: tuple[str, ...] = ()
@@ -136,6 +138,17 @@ class Contract:
         """Of the tensor arguments, the one the op is keyed by."""
         found: Tensor = tensors[list(self.parameters).index(self.keyed_by)]
         return found
+
+    def present(self, tensors: Sequence[Any]) -> tuple[bool, ...]:
+        """Of the tensors of :attr:`presence`, which are there."""
+        named = dict(zip(self.parameters, tensors))
+        return tuple(named[name] is not None for name in self.presence)
+
+    def asked(self, present: Sequence[bool], options: Sequence[Any]) -> dict[str, Any]:
+        """What a request says: by name, the options that implementations may refuse by, and
+        whether the tensors are there that they may refuse."""
+        named = dict(zip(list(self.parameters)[self.tensor_count :], options))
+        return {name: named[name] for name in self.options} | dict(zip(self.presence, present))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """All arguments in order, defaults filled in."""

@@ -16,6 +16,7 @@ import torch
 
 from accel import registry as _registry
 from accel import selection as _selection
+from accel.contracts.checks import require_flag
 from accel.op_builder import Request
 from accel.ops import functions
 from accel.ops import policy as _policy
@@ -38,17 +39,22 @@ def explain(
     """Which implementation would serve, and why every other one would not. Loads nothing.
 
     ``device`` defaults to the accelerator's; ``shapes`` are those of the tensor arguments;
-    ``options`` are the op's own, such as ``act="silu"``. Print the result, or ``to_dict()`` it.
+    ``options`` are the op's own, such as ``act="silu"``, and of tensors that implementations may
+    refuse whether they are there: ``mask=True``. Print the result, or ``to_dict()`` it.
     """
     contract = contract_of(op)
     if device is None:
         device = _selection.get_accelerator().device()
-    unknown = set(options) - set(contract.options)
+    known = (*contract.options, *contract.presence)
+    unknown = set(options) - set(known)
     if unknown:
-        raise TypeError(f"{op} has the options {contract.options}, not {sorted(unknown)}")
+        raise TypeError(f"{op} has the options {known}, not {sorted(unknown)}")
     policy = _policy.current()
     assert policy.registry is not None
     given = {k: options.get(k, contract.parameters[k].default) for k in contract.options}
+    for name in contract.presence:
+        given[name] = options.get(name, False)
+        require_flag(op, name, given[name])
     request = Request(op, torch.device(device), dtype, policy.exact or grad, given, shapes)
     return decide(request, policy, policy.registry.load_failures)
 

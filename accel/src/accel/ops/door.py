@@ -25,6 +25,7 @@ from accel.ops.policy import Policy
 
 Tensors = tuple[Any, ...]
 Options = tuple[Any, ...]
+Present = tuple[bool, ...]
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
 _PLAIN_OR_NONE = _PLAIN | {type(None)}
@@ -35,7 +36,7 @@ _PER_SHAPE = object()
 _DOOR = """
 def door({tensors}, {options}):
     if is_compiling():
-        return traced(contract, ({tensors},), ({options}), ({told}))
+        return traced(contract, ({tensors},), ({options}), ({told}), ({present}))
     if functorch_active() or dispatch_modes() or autocast_active() or not ({plain}):
         return careful(contract, door, ({tensors},), ({options}))
     if not fits({tensors}):
@@ -45,7 +46,7 @@ def door({tensors}, {options}):
     options = ({options})
     try:
         policy = scoped_policy() or base_policy[0]
-        binding = policy.bound.get(("{name}", {key}.device, {key}.dtype, grad, options))
+        binding = policy.bound.get(("{name}", {key}.device, {key}.dtype, grad, options, {present}))
         if binding is None or binding is PER_SHAPE:
             binding = bound(contract, ({tensors},), options, grad)
         if grad:
@@ -68,6 +69,7 @@ def of(contract: Contract) -> Callable[..., Any]:
         tensors=", ".join(tensors),
         options="".join(f"{name}, " for name in options),
         told="".join(f"{name if name in contract.options else None}, " for name in options),
+        present="".join(f"{name} is not None, " for name in contract.presence),
         plain=" and ".join(map(_plain, parameters[: contract.tensor_count])),
         requires_grad=" or ".join(map(_requires_grad, parameters[: contract.tensor_count])),
     )
@@ -103,7 +105,8 @@ def bound(contract: Contract, tensors: Tensors, options: Options, grad: bool) ->
     """The binding for these arguments under the policy in force, made if need be."""
     contract.check(*tensors, *options)
     policy, key = _policy.current(), contract.key(tensors)
-    for_any_shape = (contract.name, key.device, key.dtype, grad, options)
+    present = contract.present(tensors)
+    for_any_shape = (contract.name, key.device, key.dtype, grad, options, *present)
     shapes: tuple[tuple[int, ...] | None, ...] = ()
     strides: tuple[tuple[int, ...] | None, ...] = ()
     if not any(t._has_symbolic_sizes_strides for t in tensors if t is not None):
@@ -114,7 +117,7 @@ def bound(contract: Contract, tensors: Tensors, options: Options, grad: bool) ->
         found = policy.bound.get(case)
         if isinstance(found, Binding):
             return found
-    request = _request(contract, key.device, key.dtype, policy, grad, options)
+    request = _request(contract, key.device, key.dtype, policy, grad, options, present)
     binding = bind(replace(request, shapes=shapes, strides=strides), policy, options)
     if any(verdict.impl.reads_shapes for verdict in binding.decision.verdicts):
         policy.bound[for_any_shape] = _PER_SHAPE
@@ -126,10 +129,9 @@ def bound(contract: Contract, tensors: Tensors, options: Options, grad: bool) ->
 
 def _request(
     contract: Contract, device: torch.device, dtype: torch.dtype, policy: Policy, grad: bool,
-    options: Options,
+    options: Options, present: Present,
 ) -> Request:  # fmt: skip
-    names = list(contract.parameters)[contract.tensor_count :]
-    given = {k: v for k, v in zip(names, options) if k in contract.options}
+    given = contract.asked(present, options)
     # Where rows must be exact, what generates must be what trains: resolved as if recording.
     return Request(contract.name, device, dtype, policy.exact or grad, given)
 
@@ -173,29 +175,40 @@ def _cast(contract: Contract, tensors: Tensors) -> Tensors:
     )
 
 
-def _traced(contract: Contract, tensors: Tensors, options: Options, told: Options) -> Any:
+def _traced(
+    contract: Contract, tensors: Tensors, options: Options, told: Options, present: Present
+) -> Any:
     """Under torch.compile the implementation is resolved once, while tracing, from metadata.
 
     ``told`` are the options without those that no implementation may refuse by: a number among
-    them may be a symbol here. A whole number that one may refuse by is made a constant.
+    them may be a symbol here. Those that one may refuse by are made constants.
     """
     key = contract.key(tensors)
     if torch.is_autocast_enabled(key.device.type):
         with torch.autocast(key.device.type, enabled=False):
-            return _traced(contract, _cast(contract, tensors), options, told)
+            return _traced(contract, _cast(contract, tensors), options, told, present)
     grad = _records(tensors)
-    known = tuple(operator.index(o) if type(o) is int else o for o in told)
-    namespace, name = _resolved(contract.name, key.device, key.dtype, grad, known)
+    known = tuple(map(_constant, told))
+    namespace, name = _resolved(contract.name, key.device, key.dtype, grad, known, present)
     op = getattr(getattr(torch.ops, namespace), name).default
     return op(*tensors, *options)
 
 
+def _constant(option: Any) -> Any:
+    """A number that dynamo has as a symbol becomes its value where Python must know it."""
+    if type(option) is int:
+        return operator.index(option)
+    return option.__float__() if type(option) is float else option
+
+
 def _resolved(
-    op: str, device: torch.device, dtype: torch.dtype, grad: bool, options: Options
-) -> tuple[str, str]:
+    op: str, device: torch.device, dtype: torch.dtype, grad: bool, options: Options,
+    present: Present,
+) -> tuple[str, str]:  # fmt: skip
     """Namespace and name of the torch op: constants that dynamo can put into its graph."""
     policy = _policy.current()
-    chosen = bind(_request(CONTRACTS[op], device, dtype, policy, grad, options), policy, options).op
+    request = _request(CONTRACTS[op], device, dtype, policy, grad, options, present)
+    chosen = bind(request, policy, options).op
     return chosen.namespace, chosen._opname
 
 

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from accel.contracts.attention import scale_of
+from accel.contracts.attention import operands, scale_of
+from accel.contracts.attention_scores import Scoring, attended
+from accel.contracts.checks import WIDE
 from accel.contracts.rotary import split
-from accel.contracts.spans import ranges
+from accel.contracts.spans import Block, blocks, runs
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -24,37 +26,67 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool, scale: float | None
-) -> Tensor:
-    """torch's own, span by span; the spans are read on the host."""
+    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: Tensor | None, slopes: Tensor | None,
+    seed: Tensor | None, causal: bool, scale: float | None, window: int | None,
+    softcap: float | None, dropout: float,
+) -> Tensor:  # fmt: skip
+    """torch's own, of spans that are alike at once; the spans are read on the host.
+
+    torch's own has no softcap and random numbers that nothing repeats, and takes what is added to
+    scores in q's dtype, too coarse for distances: those are composed, in fp32.
+    """
     y = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
     if q.is_meta and spans.is_meta:  # nothing to read, and nothing to compute
         return y
-    scale, grouped = scale_of(q, scale), q.shape[1] != k.shape[1]
-    for q_start, q_len, k_start, k_len in ranges(spans, q.shape[0], k.shape[0]):
-        # Queries before the first key see none, and torch's kernels differ on what that gives.
-        blind = max(q_len - k_len, 0) if causal else 0
-        if blind == q_len or k_len == 0:
-            continue
-        rows, keys = slice(q_start + blind, q_start + q_len), slice(k_start, k_start + k_len)
-        seeing = q_len - blind
-        mask = None
-        if causal and 1 < seeing < k_len:
-            mask = torch.ones(seeing, k_len, dtype=torch.bool, device=q.device)
-            mask = mask.tril(k_len - seeing)
-        found = F.scaled_dot_product_attention(
-            _heads_first(q[rows]), _heads_first(k[keys]), _heads_first(v[keys]), mask,
-            is_causal=causal and seeing == k_len, scale=scale, enable_gqa=grouped,
-        )  # fmt: skip
-        # Nothing, or NaN: torch 2.13's fused kernel gives 0 to a NaN query that sees under 16 keys.
-        spoilt = (q[rows] * 0).sum(-1, keepdim=True)
-        y[rows] = found.squeeze(0).transpose(0, 1) + spoilt
+    sizes, scale = (q.shape[0], k.shape[0]), scale_of(q, scale)
+    if softcap is None and dropout == 0 and (slopes is None or q.dtype is WIDE[q.dtype]):
+        # What is added to scores may be as large as they are, of one head at least.
+        plain = mask is None and slopes is None and window is None
+        added_heads = 1 if slopes is None else q.shape[1]
+        parts = (
+            runs(spans, *sizes, causal)
+            if plain
+            else blocks(spans, *sizes, added_heads, causal, window, mask)
+        )
+        for run in parts:
+            found = _by_torch(run, q, k, v, mask, slopes, scale)
+            if run.count * found.shape[2] == len(q):  # all there is
+                return found.transpose(1, 2).flatten(0, 1)
+            run.rows(y).copy_(found)
+        return y
+    for part in blocks(spans, *sizes, q.shape[1], causal, window, mask):
+        scoring = Scoring.of(part, q.shape[1], mask, slopes, seed, scale, softcap, dropout)
+        part.rows(y).copy_(attended(*operands(part, q, k, v), scoring))
     return y
 
 
-def _heads_first(t: Tensor) -> Tensor:
-    """[rows, heads, ...] as a batch of one [1, heads, rows, ...]."""
-    return t.transpose(0, 1).unsqueeze(0)
+def _by_torch(
+    run: Block, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, slopes: Tensor | None,
+    scale: float,
+) -> Tensor:  # fmt: skip
+    """[b, H, m, E] of a run by torch's own attention."""
+    added, blind = None, None
+    aligned = run.stop - run.start in (1, run.k_len)
+    plain = mask is None and slopes is None and run.window is None
+    if not plain or (run.causal and not aligned):
+        scoring = Scoring.of(run, q.shape[1], mask, slopes, None, scale, None, 0.0)
+        added, blind = _added(scoring, q.dtype), scoring.blind
+    rows = run.rows(q)
+    y = F.scaled_dot_product_attention(
+        rows, run.keys(k), run.keys(v), added, is_causal=run.causal and added is None
+        and run.stop - run.start == run.k_len, scale=scale, enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+    # Nothing, or NaN: torch 2.13's fused kernel gives 0 to a NaN query that sees under 16 keys.
+    y += (rows * 0).sum(-1, keepdim=True)
+    return y if blind is None else y.masked_fill_(blind, 0)
+
+
+def _added(scoring: Scoring, dtype: torch.dtype) -> Tensor | None:
+    """What torch's own attention is given as attn_mask."""
+    if scoring.bias is None:
+        return None if scoring.hidden is None else ~scoring.hidden
+    bias = scoring.bias.to(dtype)
+    return bias if scoring.hidden is None else bias.masked_fill(scoring.hidden, -torch.inf)
 
 
 def embedding(ids: Tensor, w: Tensor) -> Tensor:

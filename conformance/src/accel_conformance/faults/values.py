@@ -141,10 +141,13 @@ def halves_for_pairs(kernel: Kernel) -> Kernel:
 def aligned_at_the_start(kernel: Kernel) -> Kernel:
     """The first query of a span sees one key, whatever lies before it in the cache."""
 
-    def faulty(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, causal: bool, scale: Any) -> Tensor:
+    def faulty(
+        q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: Tensor | None,
+        slopes: Tensor | None, seed: Tensor | None, causal: bool, *rest: Any,
+    ) -> Tensor:  # fmt: skip
         if causal:
             spans = torch.stack([*spans[:, :3].t(), spans[:, [1, 3]].amin(1)], 1)
-        return kernel(q, k, v, spans, causal, scale)
+        return kernel(q, k, v, spans, mask, slopes, seed, causal, *rest)
 
     return faulty
 

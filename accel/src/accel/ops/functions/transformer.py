@@ -123,9 +123,15 @@ def attention(
     k: Tensor,
     v: Tensor,
     spans: Tensor,
+    mask: Tensor | None = None,
+    slopes: Tensor | None = None,
+    seed: Tensor | None = None,
     *,
     causal: bool = True,
     scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Softmax attention of sequences that lie in rows; grouped heads (Ainslie et al. 2023).
 
@@ -133,5 +139,15 @@ def attention(
     ``(q_start, q_len, k_start, k_len)`` of each sequence. If ``causal`` its last query sees its
     last key, the one before one key less. ``scale`` of the scores: ``D ** -0.5`` by default.
     Returns ``[M, H, E]``, 0 for queries that see nothing.
+
+    mask, of q's dtype, ``[B or 1, H or 1, queries or 1, keys]``, is added to the scores of each
+    span's queries and keys, as many as it has; -inf hides. slopes fp32 ``[H]`` are times the
+    distance from the query to the key, below 0 (ALiBi, Press et al. 2022). ``window``: only keys
+    less than so far away are seen. ``softcap``: ``softcap * tanh(score / softcap)``, before mask
+    and slopes. Each probability is dropped with probability ``dropout``, which needs ``seed``,
+    int64 ``[]``: by a function of the seed, span, head, query and key, so neither of what was drawn
+    before nor of padding.
+
+    Raises IndexError for a span that is out of range of the rows or of the mask.
     """
-    return _attention(q, k, v, spans, causal, scale)
+    return _attention(q, k, v, spans, mask, slopes, seed, causal, scale, window, softcap, dropout)
