@@ -2,6 +2,8 @@
 
     linear    accel_cpu.native beside F.linear and oneDNN's packed product, K=1024, N=4096
     call      what a call through accel.ops costs over the kernel it is bound to
+    layers    TiledLinear and the ZeRO-3 linear beside nn.Linear (layers.py)
+    losses    a head's loss and log-probabilities, in tiles and with all logits (losses.py)
     engine    generating and training beside transformers (engine.py)
 
 Ratios are medians over rounds taken in turn; above 1 is faster than F.linear.
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import engine
+import layers
+import losses
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -164,10 +168,19 @@ def main() -> None:
         linear = linear_rows()
     with console.status("call"):
         call = call_rows()
+    with console.status("layers"):
+        tiles = list(layers.rows())
+    with console.status("losses"):
+        heads = list(losses.rows(acc))
     with console.status("engine"):
         beside = list(engine.rows())
-    results = {"machine": machine, "linear": linear, "call": call, "engine": beside}
+    results = {
+        "machine": machine, "linear": linear, "call": call, "layers": tiles, "losses": heads,
+        "engine": beside,
+    }  # fmt: skip
     show(results, console)
+    console.print(layers.table(tiles))
+    console.print(losses.table(heads))
     console.print(engine.table(beside))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -9,3 +9,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_the_table_of_contracts_is_what_the_contracts_say():
     made = runpy.run_path(str(DOCS / "contracts.py"))["page"]()
     assert made == (DOCS / "contracts.md").read_text("utf-8"), "run: python docs/contracts.py"
+
+
+def test_every_name_of_deepspeed_s_is_in_its_table():
+    from accel import deepspeed
+
+    table = (DOCS / "deepspeed.md").read_text("utf-8")
+    missing = [name for name in deepspeed.__all__ if f"`{name}`" not in table]
+    assert not missing
+    assert all(hasattr(deepspeed, name) for name in deepspeed.__all__)
+    assert len(Path(deepspeed.__file__).read_text().splitlines()) <= 150, "aliases only"
