@@ -8,20 +8,23 @@ from accel.contracts.attention import ATTENTION
 from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
 from accel.contracts.embedding import EMBEDDING
 from accel.contracts.gated_linear import GATED_LINEAR
+from accel.contracts.grouped_linear import GROUPED_LINEAR
 from accel.contracts.layer_norm import LAYER_NORM
 from accel.contracts.linear import LINEAR
 from accel.contracts.logprob import LOGPROB
 from accel.contracts.lora_linear import LORA_LINEAR
+from accel.contracts.norm_linear import NORM_LINEAR
 from accel.contracts.quantized_linear import QUANTIZED_LINEAR
 from accel.contracts.rms_norm import RMS_NORM
 from accel.contracts.rotary import ROTARY
+from accel.contracts.tiled_mlp import TILED_MLP
 
 CONTRACTS: dict[str, Contract] = {
     contract.name: contract
     for contract in (
-        LINEAR, GATED_LINEAR, LORA_LINEAR, QUANTIZED_LINEAR,
+        LINEAR, GATED_LINEAR, LORA_LINEAR, NORM_LINEAR, QUANTIZED_LINEAR, GROUPED_LINEAR,
         RMS_NORM, LAYER_NORM, ROTARY, ATTENTION,
-        EMBEDDING, LOGPROB,
+        EMBEDDING, TILED_MLP, LOGPROB,
     )
 }  # fmt: skip
 
@@ -30,13 +33,16 @@ __all__ = [
     "CONTRACTS",
     "EMBEDDING",
     "GATED_LINEAR",
+    "GROUPED_LINEAR",
     "LAYER_NORM",
     "LINEAR",
     "LOGPROB",
     "LORA_LINEAR",
+    "NORM_LINEAR",
     "QUANTIZED_LINEAR",
     "RMS_NORM",
     "ROTARY",
+    "TILED_MLP",
     "BadInput",
     "Contract",
     "Cost",

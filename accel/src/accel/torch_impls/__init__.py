@@ -12,7 +12,7 @@ from typing import Any
 from accel.contracts import CONTRACTS, Contract
 from accel.contracts.checks import FLOATS
 from accel.op_builder import Impl, OpBuilder
-from accel.torch_impls import linear, logprob, norm, transformer
+from accel.torch_impls import linear, logprob, norm, tiled_mlp, transformer
 
 TORCH = "torch"
 REFERENCE = "reference"
@@ -22,12 +22,15 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
     "gated_linear": linear.gated_linear,
     "lora_linear": linear.lora_linear,
+    "norm_linear": linear.norm_linear,
     "quantized_linear": linear.quantized_linear,
+    "grouped_linear": linear.grouped_linear,
     "rms_norm": norm.rms_norm,
     "layer_norm": norm.layer_norm,
     "rotary": transformer.rotary,
     "attention": transformer.attention,
     "embedding": transformer.embedding,
+    "tiled_mlp": tiled_mlp.tiled_mlp,
     "logprob": logprob.logprob,
 }
 

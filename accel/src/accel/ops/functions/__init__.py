@@ -3,19 +3,29 @@
 OpArgumentError where an argument does not fit; every error says what was asked, found, possible.
 """
 
-from accel.ops.functions.linear import gated_linear, linear, lora_linear, quantized_linear
-from accel.ops.functions.tiling import logprob
+from accel.ops.functions.linear import (
+    gated_linear,
+    grouped_linear,
+    linear,
+    lora_linear,
+    norm_linear,
+    quantized_linear,
+)
+from accel.ops.functions.tiling import logprob, tiled_mlp
 from accel.ops.functions.transformer import attention, embedding, layer_norm, rms_norm, rotary
 
 __all__ = [
     "attention",
     "embedding",
     "gated_linear",
+    "grouped_linear",
     "layer_norm",
     "linear",
     "logprob",
     "lora_linear",
+    "norm_linear",
     "quantized_linear",
     "rms_norm",
     "rotary",
+    "tiled_mlp",
 ]
