@@ -23,8 +23,6 @@ from accel.errors import OpArgumentError
 
 NAME = "tiled_mlp"
 
-Gradients = tuple[Tensor | None, ...]
-
 
 def tiles(rows: int, tile_rows: int) -> Iterator[slice]:
     """``rows`` in slices of ``tile_rows``, the last one ragged; no rows are one empty tile."""
@@ -114,67 +112,54 @@ def backward(
     grad: Tensor, needs: tuple[bool, ...], x: Tensor, w_up: Tensor, w_down: Tensor,
     w_gate: Tensor | None, b_up: Tensor | None, b_down: Tensor | None, b_gate: Tensor | None,
     act: str, tile_rows: int,
-) -> Gradients:  # fmt: skip
-    """Each tile's intermediate is computed again. Sums are added to where they lie, which autograd
-    may record: nothing keeps the value of a sum."""
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Each tile's intermediate is computed again. Shares in a weight's gradient are added where the
+    first of them lies, which autograd may record: nothing keeps the value of a sum."""
     wide = torch.promote_types(x.dtype, torch.float32)
+    sums: dict[int, Tensor] = {}  # by the argument's place
+
+    def through(
+        grad: Tensor, x: Tensor, w: Tensor, need_x: bool, at_w: int, at_b: int
+    ) -> Tensor | None:
+        """Gradient of x by ``x @ w.T + b``; those of w and b are added to their sums."""
+        need = (need_x, needs[at_w], needs[at_b])
+        dx, dw, db, *_ = linear.backward(grad, need, x, w, None, None, None)
+        for at, share in ((at_w, dw), (at_b, db)):
+            if share is not None:
+                sums[at] = sums[at].add_(share) if at in sums else share.to(wide)
+        return dx
+
+    def tile(grad: Tensor, x: Tensor) -> Tensor | None:
+        up = linear.reference(x, w_up, b_up, None, wide)
+        gate = None if w_gate is None else linear.reference(x, w_gate, b_gate, None, wide)
+        turned = up if gate is None else gate  # what the activation is of
+        active = activate(turned, act)
+        inner = any(needs[at] for at in (0, 1, 3, 4, 6))
+        hidden = (active if gate is None else active * up).to(x.dtype)
+        d_hidden = through(grad, hidden, w_down, inner, 2, 5)
+        if d_hidden is None:
+            return None
+        d_hidden = d_hidden.to(wide)
+        by_up = slope(up, act) if gate is None else active
+        dx = through(d_hidden * by_up, x, w_up, needs[0], 1, 4)
+        if w_gate is None:
+            return dx
+        del active, by_up, hidden  # the tile's memory is at its highest next
+        dx_gate = through(d_hidden * up * slope(turned, act), x, w_gate, needs[0], 3, 6)
+        return dx if dx is None or dx_gate is None else dx + dx_gate
+
     # Counted, since -1 cannot be inferred beside a dimension of 0.
     m = math.prod(x.shape[:-1])
-    flat, rows_of_grad = x.reshape(m, x.shape[-1]), grad.reshape(m, grad.shape[-1])
+    flat, dy = x.reshape(m, x.shape[-1]), grad.reshape(m, grad.shape[-1])
     dx: Tensor | None = None
-    sums: list[Tensor | None] = [None] * 6
     for rows in tiles(m, tile_rows):
-        d_tile, *parts = _tile_gradients(
-            rows_of_grad[rows], needs, flat[rows], w_up, w_down, w_gate, b_up, b_gate, act
-        )
+        d_tile = tile(dy[rows], flat[rows])
         if d_tile is not None:
             # Made of the tile's, whatever kind of tensor a transform has made of that.
             dx = d_tile.new_empty(flat.shape) if dx is None else dx
             dx[rows] = d_tile
-        for i, part in enumerate(parts):
-            if part is not None:
-                total = sums[i]
-                sums[i] = part.to(wide) if total is None else total.add_(part)
-    return (
-        None if dx is None else dx.reshape(x.shape),
-        *(None if total is None else total.to(x.dtype) for total in sums),
-        None,
-        None,
-    )
-
-
-def _tile_gradients(
-    grad: Tensor, needs: tuple[bool, ...], x: Tensor, w_up: Tensor, w_down: Tensor,
-    w_gate: Tensor | None, b_up: Tensor | None, b_gate: Tensor | None, act: str,
-) -> Gradients:  # fmt: skip
-    """Of a tile's rows, and its share in those of w_up, w_down, w_gate, b_up, b_down, b_gate."""
-    need_x, need_up, need_down, need_gate, need_b_up, need_b_down, need_b_gate = needs[:7]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    up = linear.reference(x, w_up, b_up, None, wide)
-    gate = None if w_gate is None else linear.reference(x, w_gate, b_gate, None, wide)
-    turned = up if gate is None else gate  # what the activation is of
-    active = activate(turned, act)
-    hidden = active if gate is None else active * up
-    through = need_x or need_up or need_gate or need_b_up or need_b_gate
-    d_hidden, dw_down, db_down, *_ = linear.backward(
-        grad, (through, need_down, need_b_down), hidden.to(x.dtype), w_down, None, None, None
-    )
-    if d_hidden is None:
-        return None, None, dw_down, None, None, db_down, None
-    d_hidden = d_hidden.to(wide)
-    d_turned = d_hidden * slope(turned, act)
-    d_up = d_turned if gate is None else d_hidden * active
-    dx, dw_up, db_up, *_ = linear.backward(
-        d_up, (need_x, need_up, need_b_up), x, w_up, b_up, None, None
-    )
-    if w_gate is None:
-        return dx, dw_up, dw_down, None, db_up, db_down, None
-    through_gate, dw_gate, db_gate, *_ = linear.backward(
-        d_turned * up, (need_x, need_gate, need_b_gate), x, w_gate, b_gate, None, None
-    )
-    if dx is not None and through_gate is not None:
-        dx = dx + through_gate
-    return dx, dw_up, dw_down, dw_gate, db_up, db_down, db_gate
+    of_weights = (sums[at].to(x.dtype) if at in sums else None for at in range(1, 7))
+    return None if dx is None else dx.reshape(x.shape), *of_weights, None, None
 
 
 def cost(x: Tensor, w_up: Tensor, w_down: Tensor, w_gate: Tensor | None, *rest: Any) -> Cost:
