@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlp_twin import ACTS, F32, Plain, assert_equal, gradients, made, tiled
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.usefixtures("torch_serves")
@@ -82,6 +83,19 @@ def test_it_compiles_whole():
     assert_equal(y.detach(), want)
     for name, parameter in layer.named_parameters():
         assert_equal(parameter.grad, wanted[name])
+    torch.compiler.reset()
+
+
+def test_a_graph_serves_every_number_of_rows_that_makes_as_many_tiles():
+    torch.compiler.reset()
+    plain = Plain()
+    layer, counter = tiled(plain, tile_rows=8), CompileCounterWithBackend("aot_eager")
+    layer.compile(backend=counter, fullgraph=True, dynamic=True)
+    graphs = []
+    for rows in (3, 4, 6, 10, 11, 13):  # of no other dimension's size, nor whole tiles
+        assert_equal(gradients(layer, made(rows, 5)), gradients(plain, made(rows, 5)))
+        graphs.append(counter.frame_count)
+    assert graphs == [1, 1, 1, 2, 2, 2]
     torch.compiler.reset()
 
 

@@ -23,13 +23,13 @@ NAME = "grouped_linear"
 
 
 def ranges(ends: Tensor, m: int) -> list[slice]:
-    """Each expert's rows, read on the host. IndexError where the ends do not ascend from 0 to
-    ``m`` at most."""
+    """Each expert's rows, read on the host. IndexError where an end is before the one before it,
+    or beyond ``m``."""
     found, start = [], 0
     for e, end in enumerate(ends.tolist()):
         if not start <= end <= m:
             raise IndexError(
-                f"{NAME}: ends must ascend from 0 to the number of rows, {m}, at most; found "
+                f"{NAME}: ends must be in order, from 0 to at most the {m} rows there are; found "
                 f"{end} for expert {e} after {start}"
             )
         found.append(slice(start, end))

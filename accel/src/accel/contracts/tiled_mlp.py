@@ -25,9 +25,11 @@ NAME = "tiled_mlp"
 
 
 def tiles(rows: int, tile_rows: int) -> Iterator[slice]:
-    """``rows`` in slices of ``tile_rows``, the last one ragged; no rows are one empty tile."""
-    for start in range(0, max(rows, 1), tile_rows):
-        yield slice(start, min(start + tile_rows, rows))
+    """``rows`` in slices of ``tile_rows``, the last one ragged; no rows are one empty tile. Counted
+    first, so that what is traced is bound to the number of tiles and not of rows."""
+    count = max((rows + tile_rows - 1) // tile_rows, 1)
+    for start in range(count):
+        yield slice(start * tile_rows, min((start + 1) * tile_rows, rows))
 
 
 def reference(

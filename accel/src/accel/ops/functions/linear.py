@@ -131,7 +131,7 @@ def grouped_linear(
 
     x ``[M, K]``, w ``[E, N, K]``, b ``[E, N]``, ends int64 ``[E]``: expert e has the rows
     ``ends[e - 1]`` up to ``ends[e]``, the first one those from 0; rows past the last end give 0.
-    Returns ``[M, N]``. IndexError where the ends do not ascend or exceed M and can be read. See
+    Returns ``[M, N]``. IndexError where ends that can be read are out of order or beyond M. See
     :func:`linear`.
     """
     return _grouped_linear(x, w, ends, b, act, out_dtype)
