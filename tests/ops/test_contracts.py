@@ -62,12 +62,16 @@ def matters(contract, args, less):
         return True
 
 
+# How much is held at once is seen by memory alone.
+OF_MEMORY = {("tiled_mlp", "tile_rows")}
+
+
 @each_op
 def test_every_argument_matters_in_some_sample(op):
     contract = CONTRACTS[op]
     made = [sample.make(torch.bfloat16, HOST) for sample in contract.samples()]
     for index, (name, parameter) in enumerate(contract.parameters.items()):
-        if parameter.default is not parameter.empty:
+        if parameter.default is not parameter.empty and (op, name) not in OF_MEMORY:
             without = [(*args[:index], parameter.default, *args[index + 1 :]) for args in made]
             assert any(matters(contract, *both) for both in zip(made, without)), name
 

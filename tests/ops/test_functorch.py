@@ -24,10 +24,20 @@ def gated(x, w, b):
     return ops.gated_linear(x, w, w.flip(0), b, None)
 
 
+def experts(x, w, b):
+    return ops.grouped_linear(x, torch.stack([w, w.flip(0)]), torch.tensor([1, 3]), act="gelu") + b
+
+
+def tiled(x, w, b):
+    return ops.tiled_mlp(x, w, w.flip(0).t(), w.flip(1), b, tile_rows=2)
+
+
 FUNCTIONS = {
     "linear": (linear, (5, 4)),
     "gated_linear": (gated, (5, 4)),
     "rms_norm": (norm, (4,)),
+    "grouped_linear": (experts, (5, 4)),
+    "tiled_mlp": (tiled, (5, 4)),
 }
 each = pytest.mark.parametrize(("function", "weight"), FUNCTIONS.values(), ids=FUNCTIONS)
 

@@ -25,6 +25,13 @@ CASES = {
     "linear": [(made((3, 4), (2, 4), (2,)), (None, None))]
     + [(made((2, 3), (2, 3), (2,)), (act, None)) for act in ACTS],
     "gated_linear": [(made((2, 3), (2, 3), (2, 3), (2,), (2,)), (act, None)) for act in ACTS],
+    "norm_linear": [
+        (made((2, 3), (2, 3), (3,), (3,), (2,)), ("layer", 1e-5, act, None))
+        for act in (None, "silu")
+    ],
+    "tiled_mlp": [
+        (made((5, 3), (4, 3), (2, 4), (4, 3), (4,), (2,), (4,)), (act, 2)) for act in ACTS[2:]
+    ],
     "rms_norm": [(made((2, 3), (3,)), (1e-6,)), (made((2, 2, 3), (3,)), (0.5,))],
     "layer_norm": [
         (made((2, 3), (3,), (3,)), (1e-5,)),

@@ -35,6 +35,23 @@ WRONG = {
     "linear": {"act": "gelu", "b": None, "w": lambda w: w * 1.01},
     "gated_linear": {"act": "gelu", "b_up": None, "b_gate": None, "w_up": lambda w: w * 1.01},
     "quantized_linear": {"act": "gelu", "b": None, "scales": lambda scales: scales * 1.01},
+    "norm_linear": {
+        "norm_w": None,
+        "norm_b": None,
+        "eps": 0.1,
+        "x": lambda x: x + 0.1,
+    },
+    "grouped_linear": {
+        "b": None,
+        "act": "relu",
+        "w": lambda w: w.flip(0),
+        "ends": lambda ends: ends // 2,
+    },
+    "tiled_mlp": {
+        "act": "relu",
+        "b_down": None,
+        "w_gate": lambda w: None if w is None else w * 1.01,
+    },
     "rms_norm": {"eps": 1e-3, "w": None, "x": lambda x: x + 0.05},
     "layer_norm": {"eps": 1e-3, "w": None, "b": None, "x": lambda x: x * torch.arange(x.shape[-1])},
     "rotary": {"interleaved": True, "sin": lambda sin: -sin, "cos": lambda cos: cos * 1.02},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,15 @@ def rounded_once(fp32: Tolerance) -> Mapping[torch.dtype, Tolerance]:
         torch.bfloat16: Tolerance(rms=2.5e-3, peak=2e-2),
         torch.float16: Tolerance(rms=3e-4, peak=2.5e-3),
     }
+
+
+def rounded_twice(fp32: Tolerance) -> Mapping[torch.dtype, Tolerance]:
+    """Where an implementation may round what lies between two steps as well: the second rounding is
+    as large as the first and independent of it, so both have √2 of one's error."""
+    once = rounded_once(fp32)
+    halves = (torch.bfloat16, torch.float16)
+    twice = {t: Tolerance(math.sqrt(2) * once[t].rms, math.sqrt(2) * once[t].peak) for t in halves}
+    return {**once, **twice}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from accel.contracts import CONTRACTS, Contract
 from accel.contracts.checks import FLOATS
 from accel.op_builder import Impl, OpBuilder
-from accel.torch_impls import elementwise, linear, logprob, norm, transformer
+from accel.torch_impls import elementwise, linear, logprob, norm, tiled_mlp, transformer
 
 TORCH = "torch"
 COMPOSED = "torch_composed"
@@ -23,13 +23,16 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
     "gated_linear": linear.gated_linear,
     "lora_linear": linear.lora_linear,
+    "norm_linear": linear.norm_linear,
     "quantized_linear": linear.quantized_linear,
+    "grouped_linear": linear.grouped_linear,
     "rms_norm": norm.rms_norm,
     "layer_norm": norm.layer_norm,
     "rotary": transformer.rotary,
     "attention": transformer.attention,
     "embedding": transformer.embedding,
     "tiled_linear": linear.tiled_linear,
+    "tiled_mlp": tiled_mlp.tiled_mlp,
     "logprob": logprob.logprob,
     "dropout_add": elementwise.dropout_add,
     "bias_act": elementwise.bias_act,

@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from accel.contracts import grouped_linear as grouped
 from accel.contracts.activation import activate
+from accel.contracts.norm_linear import require_kind
 from accel.contracts.quantized_linear import dequantize
+from accel.torch_impls.norm import layer_norm, rms_norm
 
 # Taken at import: some libraries replace torch.nn.functional.linear for the whole process.
 _linear = F.linear  # noqa: TID251 - this is where it is meant
@@ -37,6 +40,35 @@ def lora_linear(
 ) -> Tensor:  # fmt: skip
     share = _wide(_wide(x, lora_a, None), lora_b, None) * scale
     return (_wide(x, w, b) + share).to(out_dtype or x.dtype)
+
+
+def norm_linear(
+    x: Tensor, w: Tensor, norm_w: Tensor | None, norm_b: Tensor | None, b: Tensor | None,
+    kind: str, eps: float, act: str | None, out_dtype: torch.dtype | None,
+) -> Tensor:  # fmt: skip
+    require_kind(kind, norm_b)
+    if act is not None or (out_dtype is not None and out_dtype is not x.dtype):
+        # The product is computed in fp32 then, so the norm need not be rounded either.
+        out_dtype, wide = out_dtype or x.dtype, torch.promote_types(x.dtype, torch.float32)
+        norm_w, norm_b, b = (None if t is None else t.to(wide) for t in (norm_w, norm_b, b))
+        x, w = x.to(wide), w.to(wide)
+    normed = rms_norm(x, norm_w, eps) if kind == "rms" else layer_norm(x, norm_w, norm_b, eps)
+    return linear(normed, w, b, act, out_dtype)
+
+
+def grouped_linear(
+    x: Tensor, w: Tensor, ends: Tensor, b: Tensor | None, act: str | None,
+    out_dtype: torch.dtype | None,
+) -> Tensor:  # fmt: skip
+    """Expert by expert; the ends are read on the host."""
+    if not x.device == w.device == ends.device:
+        raise RuntimeError(f"x is on {x.device}, w on {w.device}, ends on {ends.device}; move them")
+    y = x.new_zeros((x.shape[0], w.shape[1]), dtype=out_dtype or x.dtype)
+    if x.is_meta:  # nothing to read, and nothing to compute
+        return y
+    for e, rows in enumerate(grouped.ranges(ends, x.shape[0])):
+        y[rows] = linear(x[rows], w[e], None if b is None else b[e], act, out_dtype)
+    return y
 
 
 def quantized_linear(

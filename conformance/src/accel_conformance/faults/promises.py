@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from accel.contracts.tiled_mlp import tiles
 from accel.op_builder import Impl, Request
 from accel.refusal import Refusal
 from accel_conformance.faults.planting import Formula, Kernel, fault
@@ -74,6 +76,22 @@ def repeated_ids_overwritten(right: Formula) -> Formula:
 @fault("gradient", "gradients/*", op="logprob", role="backward")
 def entropy_without_gradient(right: Formula) -> Formula:
     return lambda grads, *rest, **results: right((grads[0], None), *rest, **results)
+
+
+@fault("gradient", "gradients/*", op="tiled_mlp", role="backward")
+def last_tile_only(right: Formula) -> Formula:
+    """The weights' gradients are those of the last tile, where they are a sum over all."""
+
+    def backward(grad: Tensor, needs: Any, x: Tensor, *rest: Any) -> Any:
+        gradients = list(right(grad, needs, x, *rest))
+        m = math.prod(x.shape[:-1])
+        *others, last = tiles(m, rest[-1])
+        if others:
+            dy, rows = (t.reshape(m, t.shape[-1])[last] for t in (grad, x))
+            gradients[1:4] = right(dy, needs, rows, *rest)[1:4]
+        return tuple(gradients)
+
+    return backward
 
 
 @fault("gradient", "gradients/*/batched", role="backward")

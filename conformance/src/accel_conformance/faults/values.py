@@ -132,6 +132,30 @@ def scales_of_the_next_group(kernel: Kernel) -> Kernel:
     return lambda x, w, scales, *rest: kernel(x, w, scales.roll(-1, 1), *rest)
 
 
+@fault("accuracy", "ops/*", also="contained bad_input", op="norm_linear")
+def mean_left_in(kernel: Kernel) -> Kernel:
+    """A layer norm that divides and does not subtract."""
+
+    def faulty(
+        x: Tensor, w: Tensor, norm_w: Any, norm_b: Any, b: Any, _: str, *rest: Any
+    ) -> Tensor:
+        return kernel(x, w, norm_w, None, b, "rms", *rest)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*/rows_past_the_end", "ops/*/out_fp32",
+       also="contained", op="grouped_linear")  # fmt: skip
+def last_expert_has_the_rest(kernel: Kernel) -> Kernel:
+    """Rows past the last end are taken for the last expert's."""
+
+    def faulty(x: Tensor, w: Tensor, ends: Tensor, *rest: Any) -> Tensor:
+        all_rows = ends.new_full((1,), len(x))
+        return kernel(x, w, torch.cat([ends[:-1], all_rows]) if len(ends) else ends, *rest)
+
+    return faulty
+
+
 @fault("accuracy", "ops/*interleaved*", also="contained", op="rotary")
 def halves_for_pairs(kernel: Kernel) -> Kernel:
     return lambda x, cos, sin, interleaved: kernel(x, cos, sin, False)

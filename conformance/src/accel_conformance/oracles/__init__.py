@@ -14,6 +14,7 @@ from typing import Any
 
 from accel_conformance.oracles import (
     attention,
+    composed,
     elementwise,
     embedding,
     linear,
@@ -41,7 +42,10 @@ ORACLES: dict[str, Oracle] = {
     "linear": Oracle(linear.linear, linear.linear_gradient),
     "gated_linear": Oracle(linear.gated_linear, linear.gated_linear_gradient),
     "lora_linear": Oracle(linear.lora_linear, linear.lora_linear_gradient),
+    "norm_linear": Oracle(composed.norm_linear, composed.norm_linear_gradient),
     "quantized_linear": Oracle(quantized.quantized_linear, quantized.quantized_linear_gradient),
+    "grouped_linear": Oracle(composed.grouped_linear, composed.grouped_linear_gradient),
+    "tiled_mlp": Oracle(composed.tiled_mlp, composed.tiled_mlp_gradient),
     "rms_norm": Oracle(norm.rms_norm, norm.rms_norm_gradient),
     "layer_norm": Oracle(norm.layer_norm, norm.layer_norm_gradient),
     "rotary": Oracle(rotary.rotary, rotary.rotary_gradient),

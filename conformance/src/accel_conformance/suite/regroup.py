@@ -20,6 +20,7 @@ _ROW_DIMENSIONS: dict[str, dict[str, int]] = {
     "attention": {"q": 2},  # whose spans are cut to the rows as well
     "dropout_add": {"x": 1, "residual": 1, "rows": 0},
     "embedding": {"ids": 0},
+    "grouped_linear": {"x": 1},  # whose ends are moved with the rows
     "logprob": {"x": 1, "ids": 0},
     "rotary": {"x": 2, "cos": 1, "sin": 1},
     "softmax": {"x": 1, "mask": 1},
@@ -72,6 +73,8 @@ def take(contract: Contract, args: Args, start: int, stop: int) -> Args:
         named["spans"] = _table([span for _, _, span in cut], named["spans"])
         if named["mask"] is not None:
             named["mask"] = _mask_of(cut, named["mask"])
+    if "ends" in named:
+        named["ends"] = (named["ends"] - start).clamp(0, stop - start)
     return tuple(named.values())
 
 
@@ -85,9 +88,9 @@ def alone(contract: Contract, args: Args, i: int) -> Args:
 
 def new_rows(contract: Contract, args: Args, rows: int, sample: str) -> Args:
     """The sample's arguments with others for its rows, counted by one dimension: numbers newly
-    drawn, ids and the like out of the sample's own. Rows that spans speak of stay."""
+    drawn, ids and the like out of the sample's own. Rows that spans or ends speak of stay."""
     draw, named = Draw(contract.name), _named(contract, args)
-    if "spans" in named:
+    if named.keys() & {"spans", "ends"}:
         return args
     for name, own in _given(contract, named).items():
         old, label = named[name], f"{sample}.rows.{name}"
@@ -103,8 +106,16 @@ def new_rows(contract: Contract, args: Args, rows: int, sample: str) -> Args:
 
 def otherwise(contract: Contract, args: Args) -> Args:
     """The same rows, of a number that three divides, counted by two dimensions; or spans in the
-    reverse order, of keys that lie behind others."""
+    reverse order, of keys that lie behind others; or behind an expert that has no rows."""
     named = _named(contract, args)
+    if "ends" in named:
+        none = torch.zeros(1, dtype=torch.int64, device=named["ends"].device)
+        named["ends"] = torch.cat([none, named["ends"]])
+        for name in ("w", "b"):
+            if named[name] is not None:
+                idle = named[name].new_full((1, *named[name].shape[1:]), math.nan)
+                named[name] = torch.cat([idle, named[name]])
+        return tuple(named.values())
     if "spans" in named:
         offset = torch.tensor([0, 0, BEFORE, 0], device=named["spans"].device)
         named["spans"] = (named["spans"] + offset).flip(0)

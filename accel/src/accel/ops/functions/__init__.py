@@ -3,8 +3,15 @@
 OpArgumentError where an argument does not fit; every error says what was asked, found, possible.
 """
 
-from accel.ops.functions.linear import gated_linear, linear, lora_linear, quantized_linear
-from accel.ops.functions.tiling import logprob, tiled_linear
+from accel.ops.functions.linear import (
+    gated_linear,
+    grouped_linear,
+    linear,
+    lora_linear,
+    norm_linear,
+    quantized_linear,
+)
+from accel.ops.functions.tiling import logprob, tiled_linear, tiled_mlp
 from accel.ops.functions.transformer import (
     add_norm,
     attention,
@@ -24,13 +31,16 @@ __all__ = [
     "dropout_add",
     "embedding",
     "gated_linear",
+    "grouped_linear",
     "layer_norm",
     "linear",
     "logprob",
     "lora_linear",
+    "norm_linear",
     "quantized_linear",
     "rms_norm",
     "rotary",
     "softmax",
     "tiled_linear",
+    "tiled_mlp",
 ]

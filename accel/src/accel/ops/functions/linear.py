@@ -7,13 +7,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from accel.contracts import GATED_LINEAR, LINEAR, LORA_LINEAR, QUANTIZED_LINEAR
+from accel.contracts import (
+    GATED_LINEAR,
+    GROUPED_LINEAR,
+    LINEAR,
+    LORA_LINEAR,
+    NORM_LINEAR,
+    QUANTIZED_LINEAR,
+)
 from accel.ops import door
 
 _linear: Callable[..., Tensor] = door.of(LINEAR)
 _gated_linear: Callable[..., Tensor] = door.of(GATED_LINEAR)
 _lora_linear: Callable[..., Tensor] = door.of(LORA_LINEAR)
+_norm_linear: Callable[..., Tensor] = door.of(NORM_LINEAR)
 _quantized_linear: Callable[..., Tensor] = door.of(QUANTIZED_LINEAR)
+_grouped_linear: Callable[..., Tensor] = door.of(GROUPED_LINEAR)
 
 
 def linear(
@@ -68,6 +77,27 @@ def lora_linear(
     return _lora_linear(x, w, lora_a, lora_b, b, scale, out_dtype)
 
 
+def norm_linear(
+    x: Tensor,
+    w: Tensor,
+    norm_w: Tensor | None = None,
+    norm_b: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    kind: str = "rms",
+    eps: float = 1e-6,
+    act: str | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``act(norm(x) @ w.T + b)``: the norm before a product, in fp32.
+
+    x ``[..., K]``, w ``[N, K]``, norm_w ``[K]``, b ``[N]``; ``kind`` is ``"rms"`` or ``"layer"``,
+    of which norm_b ``[K]`` is. Returns ``[..., N]``. See :func:`linear`, ``rms_norm`` and
+    ``layer_norm``.
+    """
+    return _norm_linear(x, w, norm_w, norm_b, b, kind, eps, act, out_dtype)
+
+
 def quantized_linear(
     x: Tensor,
     w: Tensor,
@@ -86,3 +116,22 @@ def quantized_linear(
     have gradients. See :func:`linear`.
     """
     return _quantized_linear(x, w, scales, b, bits, act, out_dtype)
+
+
+def grouped_linear(
+    x: Tensor,
+    w: Tensor,
+    ends: Tensor,
+    b: Tensor | None = None,
+    *,
+    act: str | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``act(x @ w[e].T + b[e])`` of rows sorted by expert, in fp32, rounded once.
+
+    x ``[M, K]``, w ``[E, N, K]``, b ``[E, N]``, ends int64 ``[E]``: expert e has the rows
+    ``ends[e - 1]`` up to ``ends[e]``, the first one those from 0; rows past the last end give 0.
+    Returns ``[M, N]``. IndexError where ends that can be read are out of order or beyond M. See
+    :func:`linear`.
+    """
+    return _grouped_linear(x, w, ends, b, act, out_dtype)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from accel.contracts import LOGPROB, TILED_LINEAR
+from accel.contracts import LOGPROB, TILED_LINEAR, TILED_MLP
 from accel.ops import door
 
 _logprob: Callable[..., tuple[Tensor, Tensor]] = door.of(LOGPROB)
 _tiled_linear: Callable[..., Tensor] = door.of(TILED_LINEAR)
+_tiled_mlp: Callable[..., Tensor] = door.of(TILED_MLP)
 
 
 def tiled_linear(
@@ -48,3 +49,25 @@ def logprob(
     ``[...]``, w ``[V, H]``, b ``[V]``; both results have the shape of ids.
     """
     return _logprob(x, ids, w, b, scale, softcap, temperature)
+
+
+def tiled_mlp(
+    x: Tensor,
+    w_up: Tensor,
+    w_down: Tensor,
+    w_gate: Tensor | None = None,
+    b_up: Tensor | None = None,
+    b_down: Tensor | None = None,
+    b_gate: Tensor | None = None,
+    *,
+    act: str = "silu",
+    tile_rows: int = 1024,
+) -> Tensor:
+    """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without w_gate, by tiles of rows.
+
+    x ``[..., K]``, w_up and w_gate ``[I, K]``, w_down ``[N, I]``, biases ``[I]``, ``[N]``, ``[I]``;
+    returns ``[..., N]``. Of the intermediate ``[rows, I]`` there are ``tile_rows`` rows at a time,
+    in the backward too, which computes them again. Each weight has one gradient, summed over the
+    tiles in fp32. ``act``: see :func:`linear`.
+    """
+    return _tiled_mlp(x, w_up, w_down, w_gate, b_up, b_down, b_gate, act, tile_rows)

@@ -1,0 +1,90 @@
+"""TiledMLP over two processes: each gradient is reduced once, whatever the ranks' lengths."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mlp_twin import Plain, assert_equal, made, tiled
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from accel import ops, testing
+from accel.layers.tiled_mlp import TiledMLP
+
+LENGTHS = {"equal": (6, 6), "different": (3, 11), "none": (0, 5)}  # 2, 4 and no tiles among them
+WAYS = ("ddp", "fsdp2")
+
+
+def model():
+    """An MLP between layers of other kinds, as in a model."""
+    torch.manual_seed(0)
+    mlp = tiled(Plain(bias=True), tile_rows=3)
+    return nn.Sequential(nn.Linear(5, 5, dtype=torch.float64), mlp, nn.Tanh())
+
+
+def wrapped(way):
+    whole = model()
+    if way == "ddp":
+        return DistributedDataParallel(whole)
+    mesh = init_device_mesh("cpu", (2,))
+    for part in whole:
+        if isinstance(part, TiledMLP):
+            fully_shard(part, mesh=mesh)
+    return fully_shard(whole, mesh=mesh)
+
+
+def loss(module, length):
+    return module(made(2, length, 5)).square().sum()
+
+
+def work(rank, port, found):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        with testing.installed(testing.fake_backend()), ops.use(exact=False):
+            for way in WAYS:
+                for name, lengths in LENGTHS.items():
+                    kept = trained(way, lengths[rank])
+                    if rank == 0:
+                        torch.save(kept, found / f"{way}.{name}")
+    finally:
+        dist.destroy_process_group()
+
+
+def trained(way, length):
+    """Gradients, whole, and how often each was made."""
+    module, fired = wrapped(way), []
+    for name, parameter in module.named_parameters():
+        parameter.register_hook(lambda grad, name=name: fired.append(name))
+    loss(module, length).backward()
+    grads = {
+        name.removeprefix("module."): getattr(p.grad, "full_tensor", lambda grad=p.grad: grad)()
+        for name, p in module.named_parameters()
+    }
+    return grads, sorted(fired)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A folder with what the first rank had of each way and each pair of lengths."""
+    folder = tmp_path_factory.mktemp("sharded")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    mp.spawn(work, (port, folder), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("torch_serves")
+def test_gradients_are_the_mean_of_what_each_rank_has_alone(found, way, lengths):
+    grads, fired = torch.load(found / f"{way}.{lengths}")
+    alone = model()
+    (sum(loss(alone, length) for length in LENGTHS[lengths]) / 2).backward()
+    assert_equal(grads, {name: p.grad for name, p in alone.named_parameters()})
+    if way == "ddp":  # under FSDP2 autograd knows the gathered parameters, not these
+        assert [name.removeprefix("module.") for name in fired] == sorted(grads)
