@@ -15,7 +15,6 @@ from accel.errors import ConfigError
 from accel.layers.inference.names import DTYPES, READ, ActivationFuncType, NormType
 from accel.layers.settings import read_json, require_known
 
-
 # Settings of what has no part here: name -> (the one value, why no other).
 _FIXED = {
     "stochastic_mode": (False, "inference has no gradient sums to reorder"),

@@ -58,8 +58,8 @@ class GatedActivationOp(BaseOp):
     def forward(
         self, activation: Tensor, bias: Tensor | None, activation_func_type: ActivationFuncType
     ) -> Tensor:
-        """``[..., I]`` of activation ``[..., 2I]`` and bias ``[2I]``. The type is GATED_GELU (by the
-        error function) or GATED_SILU."""
+        """``[..., I]`` of activation ``[..., 2I]`` and bias ``[2I]``. The type is GATED_GELU, by
+        the error function, or GATED_SILU."""
         kind = ActivationFuncType(activation_func_type)
         if not kind.gated:
             self.refuse("activation_func_type", kind.name, "possible are GATED_GELU, GATED_SILU")
@@ -130,7 +130,7 @@ class ResidualAddOp(BaseOp):
 
 
 class MoEResMatmulOp(BaseOp):
-    """``residual * c1 + output * c2`` of a residual mixture of experts (Rajbhandari et al. 2022)."""
+    """``residual * c1 + output * c2`` of a residual MoE (Rajbhandari et al. 2022)."""
 
     def forward(self, residual: Tensor, coef: Tensor, output: Tensor) -> Tensor:
         """residual and output ``[..., H]``; coef's halves are c1 and c2: ``[..., 2]``, a pair for

@@ -23,7 +23,7 @@ _TUNING_STRIDE = 32
 
 
 class LinearOp(WeightOp):
-    """``input @ weight + bias`` in the config's dtype, as it is or in the layout of flash attention.
+    """``input @ weight + bias`` in the config's dtype, if asked in the layout of flash attention.
 
     ``linear_func`` is what serves; ``tuned`` says what ``triton_autotune`` did, None where it was
     not asked for or this is not layer 0.
@@ -118,15 +118,13 @@ class LinearOp(WeightOp):
         the accelerator, for every 32nd number of rows from ``min_seqlen`` until past
         ``max_seqlen``. See :mod:`accel.layers.inference.autotune`."""
         device = get_accelerator().device()
-        w = torch.randn(3 * hidden_size, hidden_size, dtype=dtype, device=device)
-        last = max_seqlen + _TUNING_STRIDE + 1
-        return autotune.tune(
-            "linear",
-            [
-                (torch.randn(rows, hidden_size, dtype=dtype, device=device), w)
-                for rows in range(min_seqlen, last, _TUNING_STRIDE)
-            ],
+        numbers = torch.Generator(device).manual_seed(0)  # torch's own are the user's
+        w, x = (
+            torch.randn(rows, hidden_size, generator=numbers, dtype=dtype, device=device)
+            for rows in (3 * hidden_size, max_seqlen + _TUNING_STRIDE)
         )
+        lengths = range(min_seqlen, len(x) + 1, _TUNING_STRIDE)
+        return autotune.tune("linear", [(x[:rows], w) for rows in lengths])
 
 
 class VectorMatMulOp(WeightOp):

@@ -1,4 +1,4 @@
-"""The names in DeepSpeed's settings: norms, activations, dtypes; and how they are read from text."""
+"""Names in DeepSpeed's settings, of norms, activations and dtypes, and how text is read as them."""
 
 from __future__ import annotations
 
