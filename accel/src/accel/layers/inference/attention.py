@@ -199,9 +199,9 @@ def alibi_bias(
     if alibi is None:
         return None
     if alibi.dim() == 3 and alibi.shape[0] in (total, batch * total):
-        all_heads = alibi.unflatten(0, (-1, total))
+        each = alibi.view(-1, total, *alibi.shape[1:])
         if 0 <= first <= total - heads:
-            return all_heads[:, first : first + heads]
+            return each[:, first : first + heads]
     raise OpArgumentError(
         f"alibi must be [{total}, 1 or Q, K] or [{batch * total}, 1 or Q, K] and heads {first} to "
         f"{first + heads} among its {total}; found {checks.describe(alibi)}"

@@ -109,9 +109,10 @@ class ResidualAddOp(BaseOp):
         the new residual stream: without ``pre_layer_norm``, and with an RMSNorm. ``add_bias`` is
         about the last form alone, whose attention_bias it lets in; so it is in DeepSpeed.
         """
+        x = residual
         rms = self.config.norm_type == NormType.RMSNorm
-        replaced = residual_add is not None and (rms or not self.config.pre_layer_norm)
-        x = residual_add if replaced else residual
+        if residual_add is not None and (rms or not self.config.pre_layer_norm):
+            x = residual_add
         for name, like in (("residual", x), ("attention_output", attention_output)):
             _require_like("ResidualAddOp", name, like, hidden_state)
         for name, b in (("attention_bias", attention_bias), ("final_bias", final_bias)):

@@ -25,6 +25,12 @@ class Room(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    @classmethod
+    def of(cls, k: Tensor, capacity: int) -> Room:
+        """Room for keys ``[B, S, G, D]`` and those that follow."""
+        batch, _, heads, size = k.shape
+        return cls(batch, capacity, heads, size, k.dtype, k.device)
+
     def __str__(self) -> str:
         heads = f"{self.batch} sequences, {self.heads} heads of {self.size} elements"
         return f"{heads}, {checks.name_of(self.dtype)} on {self.device}"
@@ -47,7 +53,7 @@ class Kept:
 
     @property
     def room(self) -> Room:
-        return Room(*self.keys.shape, self.keys.dtype, self.keys.device)
+        return Room.of(self.keys, self.keys.shape[1])
 
     def again(self) -> Kept:
         """As much room, empty. In new memory, where tokens lie in this one: views of them were
@@ -142,7 +148,7 @@ class WorkspaceOp(BaseOp):
         config, found = self.config, self._layers.get(layer)
         capacity = found.room.capacity if found else config.max_out_tokens
         _require_room(k.shape[1], capacity, config.min_out_tokens)
-        wanted = Room(k.shape[0], capacity, *k.shape[2:], k.dtype, k.device)
+        wanted = Room.of(k, capacity)
         return found.again() if found and found.room == wanted else wanted.make()
 
     def continued(self, layer: int, k: Tensor) -> Kept:
@@ -153,7 +159,7 @@ class WorkspaceOp(BaseOp):
         found = self._layers.get(layer)
         if found is None or not found.length:
             raise OpArgumentError(f"WorkspaceOp: layer {layer} has had no prompt to continue")
-        fed = Room(k.shape[0], found.room.capacity, *k.shape[2:], k.dtype, k.device)
+        fed = Room.of(k, found.room.capacity)
         if found.room != fed:
             raise OpArgumentError(
                 f"WorkspaceOp: layer {layer} keeps {found.room}; found as their continuation {fed}"
