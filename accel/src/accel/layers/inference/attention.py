@@ -199,7 +199,7 @@ def alibi_bias(
     if alibi is None:
         return None
     if alibi.dim() == 3 and alibi.shape[0] in (total, batch * total):
-        each = alibi.view(-1, total, *alibi.shape[1:])
+        each = alibi.reshape(-1, total, *alibi.shape[1:])
         if 0 <= first <= total - heads:
             return each[:, first : first + heads]
     raise OpArgumentError(
