@@ -82,9 +82,9 @@ class SoftmaxContextOp(BaseOp):
         see :func:`additive_mask`, with T keys. ``position_ids`` ``[B, S]`` or ``[1, S]`` turn the
         rotary part (default: the tokens' places).
 
-        Keys and values returned are views of the workspace, whose tokens never change. A prompt's
-        have gradients. CapacityError past ``max_out_tokens``; OpArgumentError where arguments do
-        not fit each other or what the workspace keeps. In either case it keeps what it kept.
+        Keys and values returned are views of the workspace, whose tokens never change, and have no
+        gradients; context has, of a prompt. CapacityError past ``max_out_tokens``; OpArgumentError
+        where arguments do not fit each other or what the workspace keeps, which then stays so.
         ``token_idx`` is refused. Layers are known by ``layer_id``, however many there are.
         """
         if token_idx is not None:
@@ -104,7 +104,7 @@ class SoftmaxContextOp(BaseOp):
             before = self.workspace.continued(layer_id, k)
             self._require_no_gradient(k, v)
         kept = before.extended(k, v)
-        # A prompt's own keys have gradients, which the workspace has not.
+        # Those of a prompt have gradients, which the workspace has not.
         keys, values = (k, v) if is_prompt else (kept.keys, kept.values)
         mask = None
         if alibi is not None or not no_masking:
@@ -119,10 +119,8 @@ class SoftmaxContextOp(BaseOp):
             window=self.config.window_size if self.config.local_attention else None,
         )  # fmt: skip
         self.workspace.keep(layer_id, kept)
-        if not is_prompt:
-            keys, values = keys[:, : kept.length], values[:, : kept.length]
         context = context.reshape(batch, length, heads * v.shape[-1])
-        return context, keys.transpose(1, 2), values.transpose(1, 2)
+        return context, *(t[:, : kept.length].transpose(1, 2) for t in (kept.keys, kept.values))
 
     def _heads(self, qkv: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
         """[B, S, (heads + 2 * kv_heads) * D] as queries, keys and values [B, S, heads, D]."""
