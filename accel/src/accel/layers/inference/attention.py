@@ -106,11 +106,11 @@ class SoftmaxContextOp(BaseOp):
         kept = before.extended(k, v)
         # Those of a prompt have gradients, which the workspace has not.
         keys, values = (k, v) if is_prompt else (kept.keys, kept.values)
-        mask = None
-        if alibi is not None or not no_masking:
-            bias = alibi_bias(alibi, batch, heads, heads)
-            given = None if no_masking else attn_mask
-            mask = additive_mask(given, bias, q.dtype, self.config.invert_mask)
+        mask = additive_mask(
+            None if no_masking else attn_mask, alibi_bias(alibi, batch, heads, heads), q.dtype,
+            self.config.invert_mask,
+        )  # fmt: skip
+        _require_mask(mask, length, kept.length)
         factor = self.config.norm_factor if norm_factor is None else norm_factor
         context = ops.attention(
             q.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1),
@@ -204,6 +204,16 @@ def alibi_bias(
         f"alibi must be [{total}, 1 or Q, K] or [{batch * total}, 1 or Q, K] and heads {first} to "
         f"{first + heads} among its {total}; found {checks.describe(alibi)}"
     )
+
+
+def _require_mask(mask: Tensor | None, queries: int, keys: int) -> None:
+    if mask is not None and (
+        mask.dim() != 4 or mask.shape[3] != keys or mask.shape[2] not in (1, queries)
+    ):
+        raise OpArgumentError(
+            f"SoftmaxContextOp: attn_mask and alibi must be for 1 or {queries} queries and {keys} "
+            f"keys; found together {checks.describe(mask)}"
+        )
 
 
 def _hidden(
