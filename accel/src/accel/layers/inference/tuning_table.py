@@ -94,7 +94,7 @@ def _read(file: Path) -> dict[str, dict[str, Settings]]:
         if not _is_table(whole, 3):
             raise ValueError("it is no table of devices, shapes and settings")
         return whole  # type: ignore[no-any-return]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         _warn(f"the tuning table {file} cannot be read, and is made anew: {error}")
