@@ -120,7 +120,8 @@ class SoftmaxContextOp(BaseOp):
         )  # fmt: skip
         self.workspace.keep(layer_id, kept)
         context = context.reshape(batch, length, heads * v.shape[-1])
-        return context, *(t[:, : kept.length].transpose(1, 2) for t in (kept.keys, kept.values))
+        keys, values = (t[:, : kept.length].transpose(1, 2) for t in (kept.keys, kept.values))
+        return context, keys, values
 
     def _heads(self, qkv: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
         """[B, S, (heads + 2 * kv_heads) * D] as queries, keys and values [B, S, heads, D]."""
