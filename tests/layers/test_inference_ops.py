@@ -1,5 +1,7 @@
 """The inference ops: what they return, in numpy's float64, and what they leave alone."""
 
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -14,12 +16,27 @@ from accel.layers.inference import InferenceConfig
 from accel_conformance.measure import shares
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
-WHOLE = [case for case in CASES if not case.quantized]
+# One case of each op, the first: dynamo takes its time.
+FIRST = list({case.op: case for case in reversed(CASES)}.values())
+
+
+@contextmanager
+def serving(impl):
+    """Eager torch, the references, or what is installed here."""
+    plugins = nullcontext() if impl == "installed" else testing.installed(testing.fake_backend())
+    order = "*=reference" if impl == "reference" else None
+    with plugins, accel.ops.use(order, exact=False, fallback="allow"):
+        yield
+
+
+@pytest.fixture
+def impl():
+    return "torch"
 
 
 @pytest.fixture(autouse=True)
-def _torch_serves():
-    with testing.installed(testing.fake_backend()), accel.ops.use(exact=False):
+def _serving(impl):
+    with serving(impl):
         yield
 
 
@@ -75,7 +92,8 @@ def assert_near(case, got, want, dtype):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
-def test_every_op_is_what_numpy_says(case, dtype):
+@pytest.mark.parametrize("impl", ["torch", "reference", "installed"])
+def test_every_op_is_what_numpy_says(case, dtype, impl):
     op, tensors, arrays = made(case, dtype)
     found, want = called(case, op, tensors), case.want(case.settings, **arrays)
     want = want if isinstance(want, tuple) else (want,)
@@ -134,6 +152,16 @@ def test_gradients_are_the_slopes(case):
     )
     assert slope != 0
     assert slope.item() == pytest.approx((ahead - behind).item() / 2e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", FIRST, ids=str)
+def test_ops_compile_whole(case):
+    op, tensors, _ = made(case, F32)
+    want = called(case, op, tensors)
+    compiled = torch.compile(getattr(op, case.method), backend="eager", fullgraph=True)
+    found = compiled(**tensors)
+    found = found if isinstance(found, tuple) else (found,)
+    assert all(torch.equal(one, other) for one, other in zip(found, want, strict=True))
 
 
 @pytest.mark.parametrize("op", [getattr(inference, n) for n in inference.__all__ if n[-2:] == "Op"])

@@ -81,6 +81,11 @@ def test_what_does_not_fit_is_refused(name):
     assert says in str(error.value)
 
 
+def test_an_activation_is_known():
+    with pytest.raises(ConfigError, match="UNKNOWN: 0> is no activation; known: UNKNOWN, GELU"):
+        mlp(inference.ActivationFuncType.UNKNOWN)
+
+
 def test_an_int8_weight_needs_its_scales():
     op = inference.GELUGemmOp(
         InferenceConfig(dtype=torch.int8, quantization_scales={"weight": torch.ones(24, 1)})
