@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from inference_cases import context
 
 import accel
@@ -21,8 +23,8 @@ def _torch_serves():
         yield
 
 
-def made(workspace=None, **settings):
-    return SoftmaxContextOp(InferenceConfig(dtype=F64, **SETTINGS, **settings), workspace)
+def made(workspace=None, **more):
+    return SoftmaxContextOp(InferenceConfig(dtype=F64, **SETTINGS, **more), workspace)
 
 
 def tokens(count, seed=0, batch=2):
@@ -34,10 +36,10 @@ def step(op, qkv, layer=0, mask=None, alibi=None, **more):
     return op(qkv, mask, HEADS, KV, 0.6, mask is None, layer, 1, alibi, **more)
 
 
-def whole(qkv, mask=None, alibi=None, **settings):
+def whole(qkv, mask=None, alibi=None, **more):
     """(context, keys, values) of all tokens at once."""
     mask, alibi = (None if t is None else t.numpy() for t in (mask, alibi))
-    return context({**SETTINGS, **settings}, qkv.numpy(), mask, HEADS, KV, 0.6, mask is None, alibi)
+    return context({**SETTINGS, **more}, qkv.numpy(), mask, HEADS, KV, 0.6, mask is None, alibi)
 
 
 def assert_equal(found, want):
@@ -45,11 +47,14 @@ def assert_equal(found, want):
         assert np.abs(one.numpy() - other).max() < 1e-12
 
 
-@pytest.mark.parametrize("settings", [{}, {"local_attention": True, "window_size": 3}], ids=str)
+WINDOW = {"local_attention": True, "window_size": 3}
+
+
+@pytest.mark.parametrize("more", [{}, WINDOW], ids=str)
 @pytest.mark.parametrize("pieces", [[5, 1, 1, 1], [1, 1, 1], [4, 3, 1]], ids=str)
-def test_pieces_are_the_whole(pieces, settings):
+def test_pieces_are_the_whole(pieces, more):
     """A prompt, then tokens one by one or several; with a mask and alibi that grow along."""
-    op, qkv = made(**settings), tokens(sum(pieces))
+    op, qkv = made(**more), tokens(sum(pieces))
     hidden = torch.zeros(2, 1, 1, sum(pieces), dtype=F64)
     hidden[1, ..., 0] = -torch.inf
     slopes = torch.tensor([0.5, 0.25, 0.1, 0.0])[:, None, None]
@@ -59,8 +64,53 @@ def test_pieces_are_the_whole(pieces, settings):
         end += count
         found = step(op, qkv[:, end - count : end], mask=hidden[..., :end], alibi=alibi[..., :end],
                      is_prompt=None if count == 1 else end == count)  # fmt: skip
-        want = whole(qkv[:, :end], hidden[..., :end], alibi[..., :end], **settings)
+        want = whole(qkv[:, :end], hidden[..., :end], alibi[..., :end], **more)
         assert_equal(found, (want[0][:, end - count :], *want[1:]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_sizes_and_settings(data):
+    draw = data.draw
+    batch, kv, group, size = (draw(st.integers(1, most)) for most in (3, 3, 3, 7))
+    prompt, then = draw(st.integers(1, 6)), draw(st.integers(0, 3))
+    causal, half = draw(st.booleans()), draw(st.booleans())
+    window = draw(st.none() | st.integers(1, 5)) if causal else None
+    more = {
+        "triangular_masking": causal, "local_attention": window is not None,
+        "window_size": window or 256, "rotary_dim": 2 * draw(st.integers(0, size // 2)),
+        "rotate_half": half, "rotate_every_two": not half,
+    }  # fmt: skip
+    op = SoftmaxContextOp(InferenceConfig(dtype=F64, **more))
+    heads, total = kv * group, prompt + then
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    qkv, mask, positions = (
+        torch.randn(shape, generator=rng, dtype=F64)
+        for shape in ((batch, total, (heads + 2 * kv) * size), (batch, 1, 1, total), (batch, total))
+    )
+    mask = mask.masked_fill(mask > 1, -torch.inf) if draw(st.booleans()) else None
+    places = (positions * 9).round().long() if draw(st.booleans()) else None
+
+    def seen(end, first=0):
+        """Mask and positions of tokens ``first`` to ``end``, beside all keys before ``end``."""
+        return (
+            None if mask is None else mask[..., :end],
+            None if places is None else places[:, first:end],
+        )
+
+    def step(first, end):
+        cut, where = seen(end, first)
+        return op(qkv[:, first:end], cut, heads, kv, 0.8, mask is None, 5, 6, None, first == 0,
+                  None, where)  # fmt: skip
+
+    def want(queries, end):
+        cut, where = (None if t is None else t.numpy() for t in seen(end))
+        return context(more, qkv[:, :end].numpy(), cut, heads, kv, 0.8, mask is None, None, where,
+                       queries)  # fmt: skip
+
+    assert_equal(step(0, prompt), want(prompt, prompt))
+    if then:
+        assert_equal(step(prompt, total), want(then, total))
 
 
 def test_a_prompt_begins_anew():
