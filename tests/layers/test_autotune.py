@@ -10,7 +10,7 @@ import torch
 
 import accel
 from accel import Impl, Knob, testing
-from accel.errors import AccelWarning, PluginError
+from accel.errors import AccelWarning, OpArgumentError, PluginError
 from accel.layers.inference import InferenceConfig, LinearOp, autotune, tuning_table
 from accel.layers.inference.tuning_table import TuningTable, network_of
 
@@ -177,6 +177,15 @@ def test_a_kernel_without_knobs_says_so(cache):
     with testing.installed(testing.fake_backend()), accel.ops.use(exact=False):
         did = LinearOp._triton_autotune(1, 8, 4, F32)
     assert (did.settings, str(did)) == ({}, "torch (linear) has no knobs to tune")
+
+
+@pytest.mark.parametrize("sizes", [(0, 8, 4), (9, 8, 4), (1, 8, -1)], ids=str)
+def test_sizes_that_cannot_be_are_refused(cache, sizes):
+    with testing.installed(testing.fake_backend()):  # noqa: SIM117
+        with pytest.raises(OpArgumentError, match="1 <= min_seqlen <= max_seqlen"):
+            LinearOp._triton_autotune(*sizes)
+    with pytest.raises(PluginError, match="'wait' needs a value"):
+        Knob("wait", ())
 
 
 def test_linear_tunes_once_per_model(cache):

@@ -184,4 +184,6 @@ def test_the_fallback_of_linear_is_the_reference():
         want = op(*arguments)
     found = op.linear_fallback(*arguments, False, 10000)
     assert torch.equal(found, want)
+    turned = op.linear_fallback(x, w.t().contiguous(), *arguments[2:], True, 10000)
+    assert torch.equal(turned, want), "its flag is heeded, whatever the config says"
     assert found.shape == (3, 2, 2, 3, 32)

@@ -63,6 +63,10 @@ class Knob:
     name: str
     values: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise PluginError(f"the knob {self.name!r} needs a value it has until it is tuned")
+
 
 Shapes = tuple[tuple[int, ...] | None, ...]
 

@@ -47,16 +47,18 @@ class WeightOp(BaseOp):
 
     def product(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, name: str = "weight",
-        act: str | None = None, quantized: bool | None = None,
+        act: str | None = None, quantized: bool | None = None, transposed: bool | None = None,
     ) -> Tensor:  # fmt: skip
         """``act(x @ weight + bias)`` of the weight that ``forward`` calls ``name``.
 
         In the config's dtype, which the weight must have; ``quantized`` (default: whether that is
-        int8) weights are int8 beside ``quantization_scales[name]``.
+        int8) weights are int8 beside ``quantization_scales[name]``. ``transposed`` is by default
+        the config's ``transposed_mode``.
         """
         quantized = self.config.dtype is torch.int8 if quantized is None else quantized
-        self._require_weight(name, weight, quantized)
-        w = weight if self.config.transposed_mode else weight.t()
+        transposed = self.config.transposed_mode if transposed is None else transposed
+        self._require_weight(name, weight, quantized, "[out, in]" if transposed else "[in, out]")
+        w = weight if transposed else weight.t()
         if not quantized:
             return ops.linear(x, w, bias, act=act)
         scales = self._scales(name).to(checks.WIDE.get(x.dtype, torch.float32))
@@ -74,14 +76,13 @@ class WeightOp(BaseOp):
         if beta is not None:
             self.refuse("beta", checks.describe(beta), "an RMS norm has no such term; pass None")
 
-    def _require_weight(self, name: str, weight: Tensor, quantized: bool) -> None:
+    def _require_weight(self, name: str, weight: Tensor, quantized: bool, shape: str) -> None:
         wanted = self.config.dtype
         if wanted is torch.int8 and not quantized:
             fits, possible = weight.is_floating_point(), "floating point"
         else:
             fits, possible = weight.dtype is wanted, f"{checks.name_of(wanted)}, the config's dtype"
         if not fits or weight.dim() != 2:
-            shape = "[out, in]" if self.config.transposed_mode else "[in, out]"
             raise OpArgumentError(
                 f"{type(self).__name__}: {name} must be {shape} in {possible}; found "
                 f"{checks.describe(weight)}; cast it, or make the config with another dtype"

@@ -35,7 +35,8 @@ class InferenceConfig:
     ``num_kv``                  heads of keys and values; not given: ``heads``
     ``intermediate_size``       of the MLP; not given: four times ``hidden_size``
     ``num_hidden_layers``       layers; ``layer_id`` is below it
-    ``layer_norm_eps``          inside the root of every norm; also read as ``epsilon``
+    ``layer_norm_eps``          inside the root of QKVGemmOp's and MLPGemmOp's norms; also
+                                ``epsilon``
     ``local_rank``              index of the device that a workspace lies on; not given: the current
     ``mp_size``                 ranks that share the model; what all of them add is divided by it
     ``dtype``                   of activations and weights; int8: of weights, with their

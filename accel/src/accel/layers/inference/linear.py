@@ -85,7 +85,7 @@ class LinearOp(WeightOp):
             raise OpArgumentError("LinearOp: add_bias=True needs a bias; found None")
         if do_flash_attn:
             self._require_heads(input, num_heads)
-        y = self.product(input, weight, bias if add_bias else None)
+        y = self.product(input, weight, bias if add_bias else None, transposed=transpose)
         return flash_layout(y, num_heads) if do_flash_attn else y
 
     def _require_heads(self, input: Tensor, num_heads: int) -> None:
@@ -101,12 +101,13 @@ class LinearOp(WeightOp):
                         f"queries, and the config has num_kv={self.config.num_kv}")  # fmt: skip
 
     def _warn_without_triton(self) -> None:
-        serves = ops.explain("linear", dtype=self.config.dtype).chosen
+        op = "quantized_linear" if self.config.dtype is torch.int8 else "linear"
+        serves = self.explain()[op].chosen
         if serves is not None and not serves.impl.id.endswith(".triton"):
             _registry.registry().warn_once(
-                ("use_triton", serves.impl.id),
-                f"use_triton is set, and linear is served by {serves.impl.id}: no Triton kernel of "
-                "it takes these requests here (accel.ops.explain('linear') shows why)",
+                ("use_triton", serves.impl),
+                f"use_triton is set, and {op} is served by {serves.impl.id}: no Triton kernel of "
+                "it takes these requests here (LinearOp.explain() shows why)",
                 AccelWarning,
             )
 
@@ -117,6 +118,11 @@ class LinearOp(WeightOp):
         """Tune the kernel that serves ``[rows, hidden_size] x [hidden_size, 3 * hidden_size]`` on
         the accelerator, for every 32nd number of rows from ``min_seqlen`` until past
         ``max_seqlen``. See :mod:`accel.layers.inference.autotune`."""
+        if not 1 <= min_seqlen <= max_seqlen or hidden_size < 1:
+            raise OpArgumentError(
+                "LinearOp: autotuning needs 1 <= min_seqlen <= max_seqlen and a hidden_size; found "
+                f"{min_seqlen}, {max_seqlen} and {hidden_size}"
+            )
         device = get_accelerator().device()
         numbers = torch.Generator(device).manual_seed(0)  # torch's own are the user's
         w, x = (

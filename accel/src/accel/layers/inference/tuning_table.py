@@ -81,9 +81,10 @@ def network_of(path: Path) -> str | None:
         mounts = [line.split()[1:3] for line in MOUNTS.read_text().splitlines()]
     except OSError:
         return None
-    place = path.expanduser().resolve()
-    over = [(len(point), kind) for point, kind in mounts if place.is_relative_to(point)]
-    kind = max(over, default=(0, ""))[1]
+    place = path.resolve()
+    over = [m for m in mounts if place.is_relative_to(m[0].replace("\\040", " "))]
+    # The innermost, and of several at one place the last.
+    kind = max(enumerate(over), key=lambda m: (len(m[1][0]), m[0]))[1][1] if over else None
     return kind if kind in NETWORKS else None
 
 

@@ -32,8 +32,10 @@ class Room(NamedTuple):
         return cls(batch, capacity, heads, size, k.dtype, k.device)
 
     def __str__(self) -> str:
-        heads = f"{self.batch} sequences, {self.heads} heads of {self.size} elements"
-        return f"{heads}, {checks.name_of(self.dtype)} on {self.device}"
+        return (
+            f"{self.batch} sequences, {self.heads} heads of {self.size} elements, "
+            f"{checks.name_of(self.dtype)} on {self.device}"
+        )
 
     def make(self) -> Kept:
         """Memory for it, nothing in it."""
