@@ -170,6 +170,16 @@ def test_bad_input_changes_nothing():
         made(local_attention=True, triangular_masking=False)
 
 
+def test_a_prompt_under_inference_mode_goes_on_outside():
+    op, qkv = made(), tokens(7)
+    for first, end, mode in ((0, 5, torch.inference_mode()), (5, 6, torch.no_grad()),
+                             (6, 7, torch.inference_mode())):  # fmt: skip
+        with mode:
+            found = step(op, qkv[:, first:end])
+    want = whole(qkv)
+    assert_equal(found, (want[0][:, 6:], *want[1:]))
+
+
 def test_factor_and_mask_follow_the_config():
     """norm_factor None is the config's; integers in a mask mean what invert_mask says."""
     qkv = tokens(3)
