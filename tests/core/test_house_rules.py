@@ -80,8 +80,8 @@ DEVICES = {
     "nvidia", "amd", "intel", "apple", "ascend", "habana", "nccl", "rccl", "xccl", "ccl", "gloo",
     "hccl", "cudnn", "cublas", "mkl", "mkldnn", "onednn", "ipex", "metal", "sycl",
 }  # fmt: skip
-# os.cpu_count: how many compilers to run at once. enable_cuda_graph: DeepSpeed's key.
-ALLOWED = ("cpu_count", "enable_cuda_graph")
+# os.cpu_count: how many compilers to run at once. The others are DeepSpeed's keys.
+ALLOWED = ("cpu_count", "enable_cuda_graph", "bigscience_bloom")
 
 
 def docstrings(tree):

@@ -19,6 +19,7 @@ KNOWN = {
     "ACCEL_FALLBACK": "what to do when not the first choice serves: error, warn or allow",
     "ACCEL_CACHE_DIR": "folder of compiled kernels",
     "ACCEL_BUILD_TIMEOUT": "seconds to wait for another process's build",
+    "ACCEL_TUNING_TABLE": "file of tuned settings, also on a network file system",
 }
 
 

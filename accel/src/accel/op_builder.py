@@ -53,6 +53,25 @@ class Impl:
 
 
 @dataclass(frozen=True)
+class Knob:
+    """Something about an implementation that makes it faster or slower on a shape.
+
+    ``values`` are what it can be set to, first what it is unless it was tuned. None of them changes
+    a result in any bit: autotuning checks that, and refuses the knob otherwise.
+    """
+
+    name: str
+    values: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise PluginError(f"the knob {self.name!r} needs a value it has until it is tuned")
+
+
+Shapes = tuple[tuple[int, ...] | None, ...]
+
+
+@dataclass(frozen=True)
 class Request:
     """What an op is asked to serve: metadata only, never values.
 
@@ -67,8 +86,8 @@ class Request:
     dtype: torch.dtype
     grad: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
-    shapes: tuple[tuple[int, ...] | None, ...] = ()
-    strides: tuple[tuple[int, ...] | None, ...] = ()
+    shapes: Shapes = ()
+    strides: Shapes = ()
 
     def __str__(self) -> str:
         given = [f"{key}={value}" for key, value in self.options.items() if value is not None]
@@ -106,6 +125,17 @@ class OpBuilder:
     def load(self, impl: Impl) -> Callable[..., Any]:
         """The kernel, taking the arguments of the op's schema in order. May build it first."""
         raise NotImplementedError(f"{type(self).__name__} lists {impl} but cannot load it")
+
+    def knobs(self, impl: Impl) -> tuple[Knob, ...]:
+        """What autotuning may turn about ``impl``; nothing by default."""
+        return ()
+
+    def turn(
+        self, impl: Impl, dtype: torch.dtype, shapes: Shapes, settings: Mapping[str, int]
+    ) -> None:
+        """From now on ``impl`` runs with these values of its :meth:`knobs`, by name, where its
+        tensors have this dtype and these shapes."""
+        raise NotImplementedError(f"{type(self).__name__} lists {impl} but cannot turn its knobs")
 
     def needs_build(self) -> bool:
         """True if :meth:`load` would have to compile something first."""

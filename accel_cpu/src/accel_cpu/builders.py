@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel import Impl, NativeLibrary, NativeOpBuilder, Refusal, Request, Source
+from accel import Impl, Knob, NativeLibrary, NativeOpBuilder, Refusal, Request, Source
+from accel.op_builder import Shapes
 from accel_cpu import onednn
 
 _CSRC = Path(__file__).parent / "csrc"
@@ -81,6 +83,25 @@ class LinearBuilder(_Native):
 
     def load(self, impl: Impl) -> Callable[..., Any]:
         return super().load(impl) if self.native(impl) else onednn.linear
+
+    def knobs(self, impl: Impl) -> tuple[Knob, ...]:
+        """How a product is cut into blocks: ``threads`` 1 keeps it on the calling thread, whose
+        waking may cost more than it gains; ``weight_kib`` of the weight are a block's, as its L2
+        cache likes. Every output is summed in the same order."""
+        if impl.op != "linear" or not self.native(impl):
+            return ()
+        return Knob("threads", (0, 1)), Knob("weight_kib", (384, 128, 768, 1536))
+
+    def turn(
+        self, impl: Impl, dtype: torch.dtype, shapes: Shapes, settings: Mapping[str, int]
+    ) -> None:
+        self.library.load()
+        x, w = shapes[:2]
+        assert x is not None
+        assert w is not None
+        alone = settings["threads"] == 1
+        kernels = torch.ops.accel_cpu_kernels
+        kernels.tune_linear(math.prod(x[:-1]), *w, dtype, alone, settings["weight_kib"])
 
 
 class TilingBuilder(_Native):

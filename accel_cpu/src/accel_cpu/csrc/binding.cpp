@@ -182,6 +182,10 @@ std::tuple<at::Tensor, at::Tensor> logprob_native(at::Tensor x, const at::Tensor
   return {chosen, entropy};
 }
 
+void tune(int64_t m, int64_t n, int64_t k, at::ScalarType dtype, bool alone, int64_t weight_kib) {
+  tune_linear(m, n, k, dtype_of("tune_linear", "dtype", dtype), {alone, weight_kib});
+}
+
 std::string isa() { return kernels().isa; }
 
 TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
@@ -204,6 +208,9 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
       tags);
   m.def("isa() -> str", tags);
   m.impl("isa", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(isa));
+  m.def(
+      "tune_linear(int m, int n, int k, ScalarType dtype, bool alone, int weight_kib) -> ()", tags);
+  m.impl("tune_linear", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(tune));
 }
 
 TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {

@@ -183,6 +183,15 @@ void linear_columns_bf16_pairs(const LinearArgs&, const Block&);
 // first call. Throws std::runtime_error where ACCEL_CPU_ISA names something unknown or unsupported.
 const Kernels& kernels();
 
+// How linear cuts products of one size, in place of what it would choose. Changes no result.
+struct LinearTuning {
+  bool alone = false;      // on the calling thread, whatever the work
+  int64_t weight_kib = 0;  // of the weight in a block; 0: the default
+};
+
+// From now on products of [m, k] and [n, k] of this dtype are cut so.
+void tune_linear(int64_t m, int64_t n, int64_t k, DType dtype, LinearTuning tuning);
+
 // Run an op on the `threads` threads of OpenMP's next parallel region, or on this thread alone
 // where the work is small.
 void linear(const LinearArgs& args, int threads);

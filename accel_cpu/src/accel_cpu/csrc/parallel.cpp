@@ -1,6 +1,7 @@
 // Cuts an op into blocks and deals them to the OpenMP threads. No cut changes a result (see
 // linear_block.h).
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -26,6 +27,29 @@ constexpr int64_t kRmsNormGrain = 32'768;  // elements; also of layer_norm, rota
 constexpr int64_t kLogprobGrain = 8'192;   // logits, each with its exponential
 constexpr int64_t kAttentionGrain = kLinearGrain;
 
+// What tune_linear was told, one word for each size: a hash of the size in its upper 48 bits, then
+// LinearTuning. Sizes of one slot displace each other, which costs time and no result.
+constexpr int64_t kTunedSlots = 1024;
+constexpr int64_t kMaxTunedKib = (1 << 15) - 1;
+std::atomic<uint64_t> tuned[kTunedSlots];
+
+uint64_t mixed(uint64_t z) {  // SplitMix64
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+  return z ^ (z >> 31);
+}
+
+uint64_t hash_of(int64_t m, int64_t n, int64_t k, DType dtype) {
+  return mixed(mixed(mixed(m + 1) + n) + kDTypes * k + static_cast<int>(dtype)) >> 16;
+}
+
+LinearTuning tuning_of(const LinearArgs& args) {
+  const uint64_t hash = hash_of(args.m, args.n, args.k, args.dtype);
+  const uint64_t word = tuned[hash % kTunedSlots].load(std::memory_order_relaxed);
+  if (word >> 16 != hash) return {};
+  return {(word & 1) != 0, static_cast<int64_t>(word >> 1) & kMaxTunedKib};
+}
+
 // How to cut [m, n] into blocks of rows and columns.
 struct Cut {
   int64_t rows, columns;
@@ -37,9 +61,9 @@ int64_t rows_of_blocks(const LinearArgs& args, int64_t columns, int threads) {
   return round_up(ceil_div(args.m, wanted), kTileRows);
 }
 
-Cut cut_rows_of_w(const LinearArgs& args, int threads) {
+Cut cut_rows_of_w(const LinearArgs& args, int64_t weight_bytes, int threads) {
   const int64_t row_bytes = args.k * size_of(args.dtype) * (args.gated ? 2 : 1);
-  const int64_t wanted = std::min({kWeightBytes / std::max<int64_t>(row_bytes, 1),
+  const int64_t wanted = std::min({weight_bytes / std::max<int64_t>(row_bytes, 1),
                                    ceil_div(args.n, threads), kMaxBlockColumns});
   const int64_t columns = round_up(std::max<int64_t>(wanted, 1), kTileColumns);
   return {rows_of_blocks(args, columns, threads), columns};
@@ -49,8 +73,8 @@ Cut cut_rows_of_w(const LinearArgs& args, int threads) {
 // end: the longer those are, the better memory is read. So few rows of x take many columns.
 constexpr int64_t kMaxBlockRows = 96;
 
-Cut cut_columns_of_w(const LinearArgs& args, int threads) {
-  const int64_t wanted = std::min({kWeightBytes / (kColumnChunk * size_of(args.dtype)),
+Cut cut_columns_of_w(const LinearArgs& args, int64_t weight_bytes, int threads) {
+  const int64_t wanted = std::min({weight_bytes / (kColumnChunk * size_of(args.dtype)),
                                    kMaxBlockSums / std::min(args.m, kMaxBlockRows),
                                    ceil_div(args.n, 4 * threads) + kColumnTile - 1});
   const int64_t columns = std::max<int64_t>(wanted / kColumnTile * kColumnTile, kColumnTile);
@@ -82,15 +106,25 @@ AttentionScratch attention_scratch(int64_t d, int64_t e) {
 
 }  // namespace
 
+void tune_linear(int64_t m, int64_t n, int64_t k, DType dtype, LinearTuning tuning) {
+  const uint64_t hash = hash_of(m, n, k, dtype);
+  const uint64_t kib = std::clamp<int64_t>(tuning.weight_kib, 0, kMaxTunedKib);
+  tuned[hash % kTunedSlots].store(hash << 16 | kib << 1 | tuning.alone, std::memory_order_relaxed);
+}
+
 void linear(const LinearArgs& args, int threads) {
   if (args.m == 0 || args.n == 0) return;
   const bool by_columns = args.w.by_columns;
   const auto& blocks = by_columns ? kernels().linear_columns : kernels().linear;
   const auto block = blocks[static_cast<int>(args.dtype)];
   const int64_t depth = args.k * (args.gated ? 2 : 1) + args.rank;
-  if (args.m * args.n * std::max<int64_t>(depth, 1) < kLinearGrain) threads = 1;
+  const LinearTuning tuning = tuning_of(args);
+  const int64_t weight_bytes = tuning.weight_kib ? tuning.weight_kib << 10 : kWeightBytes;
+  const bool small = args.m * args.n * std::max<int64_t>(depth, 1) < kLinearGrain;
+  if (small || tuning.alone) threads = 1;
 
-  const Cut cut = by_columns ? cut_columns_of_w(args, threads) : cut_rows_of_w(args, threads);
+  const Cut cut = by_columns ? cut_columns_of_w(args, weight_bytes, threads)
+                             : cut_rows_of_w(args, weight_bytes, threads);
   const int64_t rows = cut.rows, columns = cut.columns;
   const int64_t column_blocks = ceil_div(args.n, columns);
   const int64_t row_blocks = ceil_div(args.m, rows);
