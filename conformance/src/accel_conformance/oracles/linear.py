@@ -1,4 +1,4 @@
-"""linear, gated_linear, lora_linear and tiled_linear in float64: sums written as sums over named indices.
+"""linear, gated_linear, lora_linear, tiled_linear in float64: sums written over named indices.
 
 m: a row, all leading dimensions together · k: what is summed over · n: a column of the result
 r: a column of the inner product
