@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -27,8 +28,7 @@ class LinearFunctionForZeroStage3(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        with gathered(weight, bias):
-            return ops.linear(input, weight, bias)
+        return ops.linear(input, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -43,13 +43,19 @@ class LinearFunctionForZeroStage3(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         needs = (*ctx.needs_input_grad, False)[:3]  # without a bias there may be two
         read = weight if needs[0] else None
-        with gathered(read), torch.autocast(grad.device.type, enabled=False):
+        with gathered(read), _no_autocast(grad.device.type):
             x = input.to(ctx.computed_in)
             w = weight if read is None else weight.to(ctx.computed_in)
             dx, dw, db, *_ = LINEAR.backward(grad, needs, x, w, None, None, None)
         found = zip((dx, dw, db), (input.dtype, weight.dtype, ctx.bias_dtype))
         grads = [None if g is None else g.to(dtype) for g, dtype in found]
         return tuple(grads[: len(ctx.needs_input_grad)])
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    if not torch.amp.is_autocast_available(device_type):  # there is none on meta
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def zero3_linear_wrap(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -61,7 +67,8 @@ def zero3_linear_wrap(input: Tensor, weight: Tensor, bias: Tensor | None = None)
     often as asked, and under ``torch.func``. OpArgumentError where the arguments do not fit.
     """
     function: Any = LinearFunctionForZeroStage3
-    return function.apply(input, weight, bias)  # type: ignore[no-any-return]
+    with gathered(weight, bias):  # around apply, which notes what shape a gradient must have
+        return function.apply(input, weight, bias)  # type: ignore[no-any-return]
 
 
 class LinearModuleForZeroStage3(Linear):
@@ -88,7 +95,7 @@ def autocast_custom_fwd(
     fwd: Callable[..., Any] | None = None, *, cast_inputs: torch.dtype | None = None
 ) -> Callable[..., Any]:
     """:func:`torch.amp.custom_fwd` for the device of the tensors a ``forward(ctx, ...)`` is given,
-    seen at each call. TypeError if it is given none."""
+    seen at each call; nothing where that device has no autocast. TypeError if it is given none."""
     if fwd is None:
         return functools.partial(autocast_custom_fwd, cast_inputs=cast_inputs)
 
@@ -97,6 +104,8 @@ def autocast_custom_fwd(
         ctx._device_type = _device_type((*args, *kwargs.values()))
         if ctx._device_type is None:
             raise TypeError(f"{fwd.__qualname__}: autocast belongs to a device; found no tensor")
+        if not torch.amp.is_autocast_available(ctx._device_type):
+            return fwd(ctx, *args, **kwargs)
         cast = torch.amp.custom_fwd(fwd, device_type=ctx._device_type, cast_inputs=cast_inputs)
         return cast(ctx, *args, **kwargs)
 
@@ -109,6 +118,8 @@ def autocast_custom_bwd(bwd: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(bwd)
     def backward(ctx: Any, *grads: Any) -> Any:
+        if not torch.amp.is_autocast_available(ctx._device_type):
+            return bwd(ctx, *grads)
         return torch.amp.custom_bwd(bwd, device_type=ctx._device_type)(ctx, *grads)
 
     return backward
