@@ -125,7 +125,7 @@ def cut_on_load(
     parameters = dict(module.named_parameters())
     # Assigned rather than copied, a view would keep the whole alive.
     assigned = metadata.get("assign_to_params_buffers", False)
-    module._loading = prefix, {name for name in module.tiles if prefix + name in state_dict}
+    module._loading = prefix, [name for name in module.tiles if prefix + name in state_dict]
     for name in module._loading[1]:
         value, shape = whole(state_dict.pop(prefix + name)), module.plain_shape(name)
         if value.shape != shape:
