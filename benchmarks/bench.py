@@ -2,6 +2,7 @@
 
     linear    accel_cpu.native beside F.linear and oneDNN's packed product, K=1024, N=4096
     call      what a call through accel.ops costs over the kernel it is bound to
+    layers    linear layers beside nn.Linear (layers.py)
     engine    generating and training beside transformers (engine.py)
 
 Ratios are medians over rounds taken in turn; above 1 is faster than F.linear.
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import engine
+import layers
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -164,10 +166,16 @@ def main() -> None:
         linear = linear_rows()
     with console.status("call"):
         call = call_rows()
+    with console.status("layers"):
+        linear_layers = list(layers.rows())
     with console.status("engine"):
         beside = list(engine.rows())
-    results = {"machine": machine, "linear": linear, "call": call, "engine": beside}
+    results = {
+        "machine": machine, "linear": linear, "call": call, "layers": linear_layers,
+        "engine": beside,
+    }  # fmt: skip
     show(results, console)
+    console.print(layers.table(linear_layers))
     console.print(engine.table(beside))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

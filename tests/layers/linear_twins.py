@@ -47,14 +47,15 @@ def assert_twins(found, wanted):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def assert_within_budget(found, wanted, dtype):
-    """Within linear's budget for the dtype, of float64, or rounded to it once."""
-    allowed = LINEAR.tolerance[dtype]
+def assert_within_budget(found, wanted, dtype, roundings=1):
+    """Within linear's budget for the dtype, of float64, or rounded to it once; where independent
+    ``roundings`` follow each other, within as many of their budgets, added as errors are."""
+    allowed, chain = LINEAR.tolerance[dtype], roundings**0.5
     for one, other in zip(found, wanted, strict=True):
         error, rounding = ((t.double() - other).abs() for t in (one, other.to(dtype)))
         unit = _rms(other)
-        assert error.max() <= max(allowed.peak * unit, rounding.max())
-        assert _rms(error) <= max(allowed.rms * unit, 1.01 * _rms(rounding))
+        assert error.max() <= max(chain * allowed.peak * unit, rounding.max())
+        assert _rms(error) <= max(chain * allowed.rms * unit, 1.01 * _rms(rounding))
 
 
 def _rms(values):

@@ -33,6 +33,9 @@ class TiledLinear(OpLayer):
     ``init_linear``             a layer whose parameters are copied
     ``recompute``               each tile keeps its input alone and computes again in the backward
 
+    In half precision what a tile returns is rounded: a result is a sum of ``in_splits`` such, a
+    gradient of the input one of ``out_splits``.
+
     Parameters start as ``nn.Linear``'s of the same seed do, unless ``linear_cls`` has an
     initialisation of its own. ``state_dict`` has a plain layer's keys and loads from a plain one's
     or from the tiles'; where tiles are sharded or away, it has the tiles' keys, since one tensor of
