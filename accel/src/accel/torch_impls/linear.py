@@ -107,11 +107,12 @@ def _wide(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     _require_one_device(x, w, b)
-    if b is None or x.dim() < 3:
+    if b is None or x.dim() == 2:
         return _linear(x, w, b)
-    # With a bias torch returns a view of the product of rows, which sharding hooks warn of.
-    y = _linear(x.flatten(0, -2), w, b)
-    return torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], w.shape[0]))  # type: ignore[no-any-return]
+    # Of other rows with a bias torch returns a view of their product, which sharding warns of.
+    k, n = w.shape[1], w.shape[0]
+    y = _linear(x.reshape(math.prod(x.shape[:-1]), k), w, b)
+    return torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], n))  # type: ignore[no-any-return]
 
 
 def _require_one_device(x: Tensor, *others: Tensor | None) -> None:
