@@ -15,12 +15,13 @@ from accel.contracts.logprob import LOGPROB
 from accel.contracts.lora_linear import LORA_LINEAR
 from accel.contracts.rms_norm import RMS_NORM
 from accel.contracts.rotary import ROTARY
+from accel.contracts.transformer_layer import TRANSFORMER_LAYER
 
 CONTRACTS: dict[str, Contract] = {
     contract.name: contract
     for contract in (
         LINEAR, GATED_LINEAR, LORA_LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, EMBEDDING,
-        LOGPROB, DROPOUT_ADD,
+        LOGPROB, DROPOUT_ADD, TRANSFORMER_LAYER,
     )
 }  # fmt: skip
 
@@ -36,6 +37,7 @@ __all__ = [
     "LORA_LINEAR",
     "RMS_NORM",
     "ROTARY",
+    "TRANSFORMER_LAYER",
     "BadInput",
     "Contract",
     "Cost",

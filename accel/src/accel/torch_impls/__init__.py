@@ -12,7 +12,7 @@ from typing import Any
 from accel.contracts import CONTRACTS, Contract
 from accel.contracts.checks import FLOATS
 from accel.op_builder import Impl, OpBuilder
-from accel.torch_impls import elementwise, linear, logprob, norm, transformer
+from accel.torch_impls import elementwise, linear, logprob, norm, transformer, transformer_layer
 
 TORCH = "torch"
 REFERENCE = "reference"
@@ -28,6 +28,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "attention": transformer.attention,
     "embedding": transformer.embedding,
     "logprob": logprob.logprob,
+    "transformer_layer": transformer_layer.transformer_layer,
     "dropout_add": elementwise.dropout_add,
 }
 

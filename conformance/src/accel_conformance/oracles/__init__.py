@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from accel_conformance.oracles import attention, dropout, embedding, linear, logprob, norm, rotary
+from accel_conformance.oracles import attention, dropout, embedding, linear, logprob, norm, rotary, transformer
 from accel_conformance.oracles.summed import Summed
 
 __all__ = ["ORACLES", "Oracle", "Summed"]
@@ -39,4 +39,5 @@ ORACLES: dict[str, Oracle] = {
     "embedding": Oracle(embedding.embedding, embedding.embedding_gradient),
     "logprob": Oracle(logprob.logprob, logprob.logprob_gradient),
     "dropout_add": Oracle(dropout.dropout_add, dropout.dropout_add_gradient),
+    "transformer_layer": Oracle(transformer.transformer_layer, transformer.transformer_layer_gradient),
 }

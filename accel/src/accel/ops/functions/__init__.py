@@ -13,6 +13,7 @@ from accel.ops.functions.transformer import (
     rms_norm,
     rotary,
 )
+from accel.ops.functions.transformer_layer import transformer_layer
 
 __all__ = [
     "attention",
@@ -25,4 +26,5 @@ __all__ = [
     "lora_linear",
     "rms_norm",
     "rotary",
+    "transformer_layer",
 ]
