@@ -110,9 +110,7 @@ def test_a_config_copies_pickles_hashes_and_goes_through_a_dict():
     assert made != config(act="relu", seed=4)
 
 
-@pytest.mark.parametrize(
-    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"]
-)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 def test_a_json_file_may_be_utf_8_or_utf_16(encoding, tmp_path):
     file = tmp_path / "layer.json"
     file.write_text(json.dumps(config(heads=4).to_dict()), encoding=encoding)

@@ -353,7 +353,9 @@ def test_the_compiled_layer_has_a_node_for_each_op():
     layer = made(config(gelu_checkpoint=False)).eval()
     with torch.no_grad():
         torch.compile(layer, backend=backend, fullgraph=True)(drawn(2, 5, 8))
-    assert {f"accel.{op}_torch.default" for op in ("linear", "layer_norm", "attention")} <= set(seen)
+    assert {f"accel.{op}_torch.default" for op in ("linear", "layer_norm", "attention")} <= set(
+        seen
+    )
 
 
 # -- exactness ---------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_chunks_do_not_show(monkeypatch, dtype, numbers):
     for p in (0.0, 0.3):
         whole = DROPOUT_ADD.reference(x, residual, b, SEED, rows, p)
         for chunk in (1, 2 * 17, 7 * 17 + 1):
-            monkeypatch.setattr(elementwise, "CHUNK", chunk)
+            monkeypatch.setattr(elementwise, "PART", chunk)
             assert torch.equal(elementwise.dropout_add(x, residual, b, SEED, rows, p), whole)
         alone = elementwise.dropout_add(x.mT, None, None, SEED, None, p)
         assert torch.equal(alone, DROPOUT_ADD.reference(x.mT, None, None, SEED, None, p))

@@ -33,7 +33,9 @@ def each(results):
 
 
 # How many of the first arguments have a row for each row of the first, where it is not one.
-WITH_ROWS = {"rotary": 3, "attention": 3, "logprob": 2, "dropout_add": 2}
+WITH_ROWS = {
+    "rotary": 3, "attention": 3, "logprob": 2, "dropout_add": 2, "softmax": 2, "add_norm": 2,
+}  # fmt: skip
 
 
 def tensors_only(function, op, args):

@@ -4,7 +4,9 @@ A contract is the schema, the meaning (reference), the gradient, the error budge
 test it and the cost. Layers, backends, conformance and benchmarks read it; it knows none of them.
 """
 
+from accel.contracts.add_norm import ADD_NORM
 from accel.contracts.attention import ATTENTION
+from accel.contracts.bias_act import BIAS_ACT
 from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance
 from accel.contracts.dropout_add import DROPOUT_ADD
 from accel.contracts.embedding import EMBEDDING
@@ -15,18 +17,21 @@ from accel.contracts.logprob import LOGPROB
 from accel.contracts.lora_linear import LORA_LINEAR
 from accel.contracts.rms_norm import RMS_NORM
 from accel.contracts.rotary import ROTARY
+from accel.contracts.softmax import SOFTMAX
 from accel.contracts.transformer_layer import TRANSFORMER_LAYER
 
 CONTRACTS: dict[str, Contract] = {
     contract.name: contract
     for contract in (
-        LINEAR, GATED_LINEAR, LORA_LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, EMBEDDING,
-        LOGPROB, DROPOUT_ADD, TRANSFORMER_LAYER,
+        LINEAR, GATED_LINEAR, LORA_LINEAR, RMS_NORM, LAYER_NORM, ADD_NORM, BIAS_ACT, ROTARY,
+        SOFTMAX, DROPOUT_ADD, ATTENTION, EMBEDDING, LOGPROB, TRANSFORMER_LAYER,
     )
 }  # fmt: skip
 
 __all__ = [
+    "ADD_NORM",
     "ATTENTION",
+    "BIAS_ACT",
     "CONTRACTS",
     "DROPOUT_ADD",
     "EMBEDDING",
@@ -37,6 +42,7 @@ __all__ = [
     "LORA_LINEAR",
     "RMS_NORM",
     "ROTARY",
+    "SOFTMAX",
     "TRANSFORMER_LAYER",
     "BadInput",
     "Contract",

@@ -128,9 +128,7 @@ def bad_inputs() -> Iterable[BadInput]:
     yield inputs.spoil(good, "heads_differ", "divide q's heads", q=lambda q: q[:, :3])
     yield inputs.spoil(good, "mask_rank", "mask must be", mask=lambda mask: mask[0])
     yield inputs.spoil(good, "mask_heads", "mask must be", mask=lambda mask: mask[:, :2])
-    yield inputs.spoil(
-        good, "mask_spans", "mask must be", mask=lambda m: m.repeat(3, 1, 1, 1)
-    )
+    yield inputs.spoil(good, "mask_spans", "mask must be", mask=lambda m: m.repeat(3, 1, 1, 1))
     yield inputs.spoil(good, "mask_dtype", "mask must have q's dtype", mask=lambda m: m.double())
     yield inputs.spoil(good, "mask_of_bools", "mask must have q's dtype", mask=lambda m: m > 0)
     yield inputs.spoil(good, "slopes_shape", "slopes must be", slopes=lambda slopes: slopes[:3])

@@ -276,7 +276,8 @@ TRANSFORMER_LAYER = Contract(
     backward=backward,
     autocast="lower",
     reference_invariant=False,
-    tolerance=_ONCE | {
+    tolerance=_ONCE
+    | {
         # Ten roundings between x and y, of which each adds its own: 2.5 times the error of one,
         # measured with H = 8 to 32 (6.2e-3 and 3.7e-2 in bfloat16).
         half: Tolerance(rms=4 * _ONCE[half].rms, peak=4 * _ONCE[half].peak)

@@ -15,6 +15,7 @@ from accel.op_builder import Impl, OpBuilder
 from accel.torch_impls import elementwise, linear, logprob, norm, transformer, transformer_layer
 
 TORCH = "torch"
+COMPOSED = "torch_composed"
 REFERENCE = "reference"
 ANY_DEVICE = "*"
 
@@ -30,23 +31,35 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "logprob": logprob.logprob,
     "transformer_layer": transformer_layer.transformer_layer,
     "dropout_add": elementwise.dropout_add,
+    "bias_act": elementwise.bias_act,
+    "softmax": elementwise.softmax,
+    "add_norm": norm.add_norm,
 }
+
+# Where torch's own differs with the shape and a composition of other operations does not.
+_COMPOSED: dict[str, Callable[..., Any]] = {"bias_act": elementwise.bias_act_composed}
 
 
 def _impls(family: str) -> tuple[Impl, ...]:
     ops = [c for c in CONTRACTS.values() if c.family == family]
     dtypes = frozenset(FLOATS)
     # Eager torch picks its matrix kernels by the number of rows; its norms work row by row.
-    torch_impls = [Impl(c.name, TORCH, dtypes, 10, c.reference_invariant) for c in ops]
+    torch_impls = [
+        Impl(c.name, TORCH, dtypes, 10, c.reference_invariant and c.name not in _COMPOSED)
+        for c in ops
+    ]
+    composed = [Impl(c.name, COMPOSED, dtypes, 5, True) for c in ops if c.name in _COMPOSED]
     references = [Impl(c.name, REFERENCE, dtypes, 0, c.reference_invariant) for c in ops]
-    return (*torch_impls, *references)
+    return (*torch_impls, *composed, *references)
 
 
 class _TorchBuilder(OpBuilder):
     device_type = ANY_DEVICE
 
     def load(self, impl: Impl) -> Callable[..., Any]:
-        return _KERNELS[impl.op] if impl.id == TORCH else _checked(CONTRACTS[impl.op])
+        if impl.id == REFERENCE:
+            return _checked(CONTRACTS[impl.op])
+        return (_KERNELS if impl.id == TORCH else _COMPOSED)[impl.op]
 
 
 def _checked(contract: Contract) -> Callable[..., Any]:

@@ -12,7 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from accel_conformance.oracles import attention, dropout, embedding, linear, logprob, norm, rotary, transformer
+from accel_conformance.oracles import (
+    attention,
+    elementwise,
+    embedding,
+    linear,
+    logprob,
+    norm,
+    rotary,
+    transformer,
+)
 from accel_conformance.oracles.summed import Summed
 
 __all__ = ["ORACLES", "Oracle", "Summed"]
@@ -38,6 +47,11 @@ ORACLES: dict[str, Oracle] = {
     "attention": Oracle(attention.attention, attention.attention_gradient),
     "embedding": Oracle(embedding.embedding, embedding.embedding_gradient),
     "logprob": Oracle(logprob.logprob, logprob.logprob_gradient),
-    "dropout_add": Oracle(dropout.dropout_add, dropout.dropout_add_gradient),
-    "transformer_layer": Oracle(transformer.transformer_layer, transformer.transformer_layer_gradient),
+    "dropout_add": Oracle(elementwise.dropout_add, elementwise.dropout_add_gradient),
+    "bias_act": Oracle(elementwise.bias_act, elementwise.bias_act_gradient),
+    "softmax": Oracle(elementwise.softmax, elementwise.softmax_gradient),
+    "add_norm": Oracle(norm.add_norm, norm.add_norm_gradient),
+    "transformer_layer": Oracle(
+        transformer.transformer_layer, transformer.transformer_layer_gradient
+    ),
 }

@@ -1,4 +1,4 @@
-"""rms_norm and layer_norm in float64."""
+"""rms_norm, layer_norm and add_norm in float64."""
 
 from __future__ import annotations
 
@@ -42,6 +42,27 @@ def layer_norm_gradient(
     )
     db = None if b is None else Summed.over("...h->h", grad)
     return through_deviation + through_mean, dw, db, None
+
+
+def add_norm(
+    x: Array, residual: Array, w: Array | None, b: Array | None, kind: str, eps: float
+) -> tuple[Array, Array]:
+    total = x + residual
+    return layer_norm(total, w, b, eps) if kind == "layer" else rms_norm(total, w, eps), total
+
+
+def add_norm_gradient(
+    grads: tuple[Array, Array], x: Array, residual: Array, w: Array | None, b: Array | None,
+    kind: str, eps: float,
+) -> tuple[Summed | None, ...]:  # fmt: skip
+    total, db = x + residual, None
+    if kind == "layer":
+        through, dw, db, _ = layer_norm_gradient(grads[0], total, w, b, eps)
+    else:
+        through, dw, _ = rms_norm_gradient(grads[0], total, w, eps)
+    assert through is not None
+    d_total = through + Summed.of(grads[1])
+    return d_total, d_total, dw, db, None, None
 
 
 def _deviation(x: Array) -> Array:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from accel_conformance.measure import Array
 from accel_conformance.oracles.activation import activate, slope
 from accel_conformance.oracles.attention import attention, attention_gradient
-from accel_conformance.oracles.dropout import dropout_add, dropout_add_gradient
+from accel_conformance.oracles.elementwise import dropout_add, dropout_add_gradient
 from accel_conformance.oracles.linear import affine, affine_gradient
 from accel_conformance.oracles.norm import layer_norm, layer_norm_gradient
 from accel_conformance.oracles.summed import Summed

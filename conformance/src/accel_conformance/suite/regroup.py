@@ -16,11 +16,13 @@ from accel_conformance.target import Args, Results
 # Of each argument with rows, how many of its last dimensions are one row's. Where nothing is
 # stated here the first argument has them, and its last dimension is a row.
 _ROW_DIMENSIONS: dict[str, dict[str, int]] = {
+    "add_norm": {"x": 1, "residual": 1},
     "attention": {"q": 2},  # whose spans are cut to the rows as well
     "dropout_add": {"x": 1, "residual": 1, "rows": 0},
     "embedding": {"ids": 0},
     "logprob": {"x": 1, "ids": 0},
     "rotary": {"x": 2, "cos": 1, "sin": 1},
+    "softmax": {"x": 1, "mask": 1},
 }
 
 BEFORE = 3  # rows before the keys, where they are moved

@@ -179,8 +179,7 @@ class TransformerLayerConfig(TransformerConfig):
             raise ConfigError(f"unknown act {self.act!r}; {known}")
 
     def op_options(self, training: bool) -> dict[str, Any]:
-        """The options of :func:`accel.ops.transformer_layer`; nothing is dropped but in training.
-        """
+        """The options of :func:`accel.ops.transformer_layer`; nothing is dropped but in training."""
         return {
             "heads": self.heads, "pre_norm": self.pre_layer_norm, "causal": self.causal,
             "act": self.act, "eps": self.layer_norm_eps,

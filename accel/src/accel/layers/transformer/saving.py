@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from accel import ops
-from accel.contracts import LINEAR
+from accel.contracts import BIAS_ACT, LINEAR
 from accel.contracts.attention import scale_of
-from accel.contracts.bias_act import BIAS_ACT
 from accel.contracts.checks import WIDE
 from accel.contracts.random import kept
 from accel.contracts.transformer import Pieces
@@ -107,13 +106,16 @@ class InvertibleNorm(Function):
         grad, y, w, b = (t.to(wide) for t in (grad, y, w, b))
         normal = (y - b) / w
         g = grad * w
-        dx = scale * (
-            g - g.mean(-1, keepdim=True) - normal * (g * normal).mean(-1, keepdim=True)
-        )
+        dx = scale * (g - g.mean(-1, keepdim=True) - normal * (g * normal).mean(-1, keepdim=True))
         if grad_scale is not None:  # of a second derivative
             dx = dx - grad_scale * scale * scale * normal / y.shape[-1]
         leading = tuple(range(y.dim() - 1))
-        return dx.to(ctx.saved_tensors[0].dtype), (grad * normal).sum(leading), grad.sum(leading), None
+        return (
+            dx.to(ctx.saved_tensors[0].dtype),
+            (grad * normal).sum(leading),
+            grad.sum(leading),
+            None,
+        )
 
 
 class ActLinear(Function):
@@ -153,9 +155,7 @@ class Attention(Function):
         q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: Tensor | None, seed: Tensor | None,
         causal: bool, dropout: float, keep: bool,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        y = ops.attention(
-            q, k, v, spans, mask=mask, seed=seed, causal=causal, dropout=dropout
-        )
+        y = ops.attention(q, k, v, spans, mask=mask, seed=seed, causal=causal, dropout=dropout)
         return y, _probabilities(q, k, len(spans), mask, causal) if keep else None
 
     @staticmethod
@@ -173,7 +173,10 @@ class Attention(Function):
         with torch.autocast(q.device.type, enabled=False):
             if p is None:
                 p = _probabilities(q, k, ctx.batch, mask, ctx.causal)
-            scale, (q, k, v, dy) = scale_of(q, None), (_by_head(t, ctx.batch) for t in (q, k, v, grad))
+            scale, (q, k, v, dy) = (
+                scale_of(q, None),
+                (_by_head(t, ctx.batch) for t in (q, k, v, grad)),
+            )
             dropped, dp = p, dy @ v.mT
             if ctx.dropout > 0:
                 factor = _survivors(seed, p, ctx.dropout)
@@ -182,13 +185,13 @@ class Attention(Function):
                 dp = dp + grad_p
             ds = p * (dp - (p * dp).sum(-1, keepdim=True))
             dq, dk, dv = (ds @ k) * scale, (ds.mT @ q) * scale, dropped.mT @ dy
-        d_mask = ds.sum_to_size(mask.shape) if mask is not None and ctx.needs_input_grad[4] else None
+        d_mask = (
+            ds.sum_to_size(mask.shape) if mask is not None and ctx.needs_input_grad[4] else None
+        )
         return *map(_by_row, (dq, dk, dv)), None, d_mask, None, None, None, None
 
 
-def _probabilities(
-    q: Tensor, k: Tensor, batch: int, mask: Tensor | None, causal: bool
-) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, batch: int, mask: Tensor | None, causal: bool) -> Tensor:
     wide = WIDE[q.dtype]
     with torch.autocast(q.device.type, enabled=False):
         scores = _by_head(q.to(wide), batch) @ _by_head(k.to(wide), batch).mT

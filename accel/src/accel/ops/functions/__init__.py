@@ -6,17 +6,22 @@ OpArgumentError where an argument does not fit; every error says what was asked,
 from accel.ops.functions.linear import gated_linear, linear, lora_linear
 from accel.ops.functions.tiling import logprob
 from accel.ops.functions.transformer import (
+    add_norm,
     attention,
+    bias_act,
     dropout_add,
     embedding,
     layer_norm,
     rms_norm,
     rotary,
+    softmax,
 )
 from accel.ops.functions.transformer_layer import transformer_layer
 
 __all__ = [
+    "add_norm",
     "attention",
+    "bias_act",
     "dropout_add",
     "embedding",
     "gated_linear",
@@ -26,5 +31,6 @@ __all__ = [
     "lora_linear",
     "rms_norm",
     "rotary",
+    "softmax",
     "transformer_layer",
 ]

@@ -6,11 +6,24 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from accel.contracts import ATTENTION, DROPOUT_ADD, EMBEDDING, LAYER_NORM, RMS_NORM, ROTARY
+from accel.contracts import (
+    ADD_NORM,
+    ATTENTION,
+    BIAS_ACT,
+    DROPOUT_ADD,
+    EMBEDDING,
+    LAYER_NORM,
+    RMS_NORM,
+    ROTARY,
+    SOFTMAX,
+)
 from accel.ops import door
 
 _rms_norm: Callable[..., Tensor] = door.of(RMS_NORM)
 _layer_norm: Callable[..., Tensor] = door.of(LAYER_NORM)
+_add_norm: Callable[..., tuple[Tensor, Tensor]] = door.of(ADD_NORM)
+_bias_act: Callable[..., Tensor] = door.of(BIAS_ACT)
+_softmax: Callable[..., Tensor] = door.of(SOFTMAX)
 _rotary: Callable[..., Tensor] = door.of(ROTARY)
 _dropout_add: Callable[..., Tensor] = door.of(DROPOUT_ADD)
 _embedding: Callable[..., Tensor] = door.of(EMBEDDING)
@@ -34,6 +47,41 @@ def layer_norm(
     x ``[..., H]``, w and b ``[H]`` or None; returns x's shape and dtype (Ba et al. 2016).
     """
     return _layer_norm(x, w, b, eps)
+
+
+def add_norm(
+    x: Tensor,
+    residual: Tensor,
+    w: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    kind: str = "rms",
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(norm of the total, total), of the total ``x + residual`` rounded to x's dtype.
+
+    x and residual ``[..., H]``, w and b ``[H]`` or None; both results have x's shape and dtype.
+    ``kind``: ``"rms"`` (:func:`rms_norm`, which has no b) or ``"layer"`` (:func:`layer_norm`).
+    """
+    return _add_norm(x, residual, w, b, kind, eps)
+
+
+def bias_act(x: Tensor, b: Tensor | None = None, *, act: str | None = None) -> Tensor:
+    """``act(x + b)`` in fp32, rounded once.
+
+    x ``[..., H]``, b ``[H]`` or None; returns x's shape and dtype. ``act``: one that
+    :func:`linear` takes.
+    """
+    return _bias_act(x, b, act)
+
+
+def softmax(x: Tensor, mask: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
+    """``softmax(x * scale + mask)`` over the last dimension, in fp32, rounded once.
+
+    x ``[..., S]``, mask of x's dtype and of a shape that broadcasts to x's; returns x's shape and
+    dtype. Where a mask hides with -inf, a row of which nothing is left is 0.
+    """
+    return _softmax(x, mask, scale)
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
