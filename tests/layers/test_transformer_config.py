@@ -82,7 +82,7 @@ def test_unknown_settings_are_refused_with_near_names():
         TransformerLayerConfig.from_dict({"hiden_size": 8})
     with pytest.raises(ConfigError, match="unknown setting 'max_seq_length'"):
         TransformerLayerConfig.from_dict({"max_seq_length": 8})
-    with pytest.raises(ConfigError, match="missing.*'heads'"):
+    with pytest.raises(ConfigError, match=r"missing.*'heads'"):
         TransformerConfig.from_dict({"hidden_size": 8})
 
 

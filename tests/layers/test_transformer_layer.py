@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformer_twin import F64, FLAGS, config, drawn, made
 
 from accel import ops, testing
-from accel.errors import ConfigError, OpArgumentError
+from accel.errors import ConfigError, OpArgumentError, VarianceWarning
 from accel.layers.transformer import TransformerFunction, TransformerLayer, TransformerLayerConfig
 
 pytestmark = pytest.mark.usefixtures("torch_serves")
@@ -186,10 +186,10 @@ def test_bad_input_is_refused_and_draws_no_number(x, mask, says):
 @pytest.mark.parametrize("bad", [None, 3, "x"])
 def test_what_is_no_tensor_is_a_type_error(bad):
     layer = made(config())
-    with pytest.raises(TypeError, match="hidden_states must be a torch.Tensor"):
+    with pytest.raises(TypeError, match="hidden_states must be a "):
         layer(bad)
     if bad is not None:
-        with pytest.raises(TypeError, match="attention_mask must be a torch.Tensor"):
+        with pytest.raises(TypeError, match="attention_mask must be a "):
             layer(drawn(2, 5, 8), bad)
 
 
@@ -327,32 +327,33 @@ def _compile_afresh():
 
 
 @pytest.mark.usefixtures("_compile_afresh")
-@pytest.mark.parametrize("flags", [(), FLAGS, ("stochastic_mode",)], ids=str)
-@pytest.mark.parametrize("masked", [False, True])
-def test_it_compiles_whole_with_its_gradients(flags, masked):
+@pytest.mark.parametrize("flags", [("stochastic_mode",), FLAGS], ids="+".join)
+def test_it_compiles_whole_with_its_gradients(flags):
+    masked = flags == FLAGS
     layer = made(config(**DROPS, pre_layer_norm=masked, **dict.fromkeys(flags, True)))
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    for length in (5, 7):
-        x = drawn(2, length, 8).requires_grad_()
-        mask = drawn(2, 1, 1, length) if masked else None
-        torch.manual_seed(1)
-        want = torch.autograd.grad(layer(x, mask).square().sum(), [x, *layer.parameters()])
-        torch.manual_seed(1)
-        found = torch.autograd.grad(compiled(x, mask).square().sum(), [x, *layer.parameters()])
-        torch.testing.assert_close(found, want)
+    x, mask = drawn(2, 5, 8).requires_grad_(), drawn(2, 1, 1, 5) if masked else None
+    torch.manual_seed(1)
+    want = torch.autograd.grad(layer(x, mask).square().sum(), [x, *layer.parameters()])
+    torch.manual_seed(1)
+    found = torch.autograd.grad(compiled(x, mask).square().sum(), [x, *layer.parameters()])
+    torch.testing.assert_close(found, want)
 
 
 @pytest.mark.usefixtures("_compile_afresh")
-def test_the_compiled_layer_has_a_node_for_each_op():
+def test_one_graph_serves_every_length_and_names_the_implementations():
     seen = []
 
     def backend(module, inputs):
-        seen.extend(str(node.target) for node in module.graph.nodes)
+        seen.append({str(node.target) for node in module.graph.nodes})
         return module.forward
 
     layer = made(config(gelu_checkpoint=False)).eval()
     with torch.no_grad():
-        torch.compile(layer, backend=backend, fullgraph=True)(drawn(2, 5, 8))
+        compiled = torch.compile(layer, backend=backend, fullgraph=True, dynamic=True)
+        for batch, length in ((2, 5), (3, 9)):
+            x = drawn(batch, length, 8)
+            torch.testing.assert_close(compiled(x), layer(x))
     assert {f"accel.{op}_torch.default" for op in ("linear", "layer_norm", "attention")} <= set(
         seen
     )
@@ -361,7 +362,16 @@ def test_the_compiled_layer_has_a_node_for_each_op():
 # -- exactness ---------------------------------------------------------------------------------
 
 
-def test_stochastic_mode_permits_kernels_whose_rows_vary():
-    with testing.installed(testing.fake_backend()), ops.use(exact=True, strict=True):
-        x = drawn(2, 5, 8)
-        made(config(stochastic_mode=True)).eval()(x)
+@pytest.mark.parametrize("function", [False, True])
+def test_stochastic_mode_permits_kernels_whose_rows_vary(function):
+    def run(layer):
+        args = (drawn(2, 5, 8), None)
+        if function:
+            weights = layer.parameters()
+            return TransformerFunction.apply(*args, layer, None, 0, *weights, layer.config)
+        return layer(*args)
+
+    with testing.installed(testing.fake_backend()), ops.use(exact=True):
+        run(made(config(stochastic_mode=True)))
+        with pytest.raises(VarianceWarning):
+            run(made(config()))

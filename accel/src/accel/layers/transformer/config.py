@@ -128,7 +128,8 @@ class TransformerLayerConfig(TransformerConfig):
     ``attn_dropout_checkpoint`` compute the probabilities again in the backward, not keep them
     ``adjust_init_range``       where ``num_hidden_layers`` is given, new weights that write to the
                                 residual stream are smaller by sqrt(2 * num_hidden_layers)
-    ``stochastic_mode``         permit kernels whose sums depend on the shape of the batch
+    ``stochastic_mode``         permit kernels whose sums depend on the shape of the batch, outside
+                                ``torch.compile``
     ``return_tuple``            forward returns ``(result,)``
     ``training``                the mode a layer is made in
 
@@ -179,7 +180,7 @@ class TransformerLayerConfig(TransformerConfig):
             raise ConfigError(f"unknown act {self.act!r}; {known}")
 
     def op_options(self, training: bool) -> dict[str, Any]:
-        """The options of :func:`accel.ops.transformer_layer`; nothing is dropped but in training."""
+        """The options of :func:`accel.ops.transformer_layer`; only training drops anything."""
         return {
             "heads": self.heads, "pre_norm": self.pre_layer_norm, "causal": self.causal,
             "act": self.act, "eps": self.layer_norm_eps,

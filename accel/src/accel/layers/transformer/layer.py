@@ -34,9 +34,9 @@ class TransformerLayer(OpLayer):
     ``attn_nb`` [H], ``inter_w`` [I, H], ``inter_b`` [I], ``output_w`` [H, I], ``output_b`` [H],
     ``norm_w`` and ``norm_b`` [H].
 
-    ``initial_weights`` and ``initial_biases`` are lists of eight tensors each: of query, key, value,
-    attention's output, its norm, the inner layer, the outer layer, the last norm. Of what is not
-    given, weights are normal with ``initializer_range``, those of norms 1, biases 0.
+    ``initial_weights`` and ``initial_biases`` are lists of eight tensors each: of query, key,
+    value, attention's output, its norm, the inner layer, the outer layer, the last norm. Of what is
+    not given, weights are normal with ``initializer_range``, those of norms 1, biases 0.
 
     Dropout's bits come from three numbers drawn per forward, and none if nothing is dropped: from
     ``generator`` (a :class:`torch.Generator` of the host) or, where that is None, torch's default
@@ -156,8 +156,10 @@ class TransformerLayer(OpLayer):
             raise OpArgumentError(
                 f"{NAME}: hidden_states must be [B, S, {hidden}]; found {checks.describe(x)}"
             )
-        lowered = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
-        if x.device != own.device or (x.dtype is not own.dtype and not lowered):
+        fits = x.device == own.device
+        if fits and x.dtype is not own.dtype:
+            fits = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+        if not fits:
             raise OpArgumentError(
                 f"{NAME}: hidden_states must have the parameters' dtype and device; found "
                 f"{checks.describe(x)} beside {checks.describe(own)}; move or cast one of them"
@@ -196,7 +198,8 @@ class TransformerLayer(OpLayer):
     @contextmanager
     def resolution(self) -> Iterator[None]:
         """Where this layer's ops are resolved: shape-invariant or not, if ``stochastic_mode``."""
-        if not self.config.stochastic_mode:
+        # torch.compile traces no context variable; there the permission is not made use of.
+        if not self.config.stochastic_mode or torch.compiler.is_compiling():
             yield
             return
         with ops.use(exact=False):
@@ -269,7 +272,8 @@ def watched(weights: Sequence[Tensor], grads: list[Any]) -> list[Tensor]:
     def watch(weight: Tensor, tag: str) -> Tensor:
         alias = weight.view_as(weight)  # a hook on the parameter itself would stay there
         if alias.requires_grad:
-            alias.register_hook(lambda grad: grads.append([grad, tag]))
+            # A copy: the parameter accumulates into what it got first.
+            alias.register_hook(lambda grad: grads.append([grad.clone(), tag]))
         return alias
 
     return [watch(weight, tag) for weight, tag in zip(weights, _TAGS, strict=True)]

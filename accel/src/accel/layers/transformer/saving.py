@@ -91,7 +91,8 @@ class InvertibleNorm(Function):
             "normalize_invertible divides by the norm's weight, which has a 0; set that element, "
             "or do without normalize_invertible",
         )
-        variance = torch.var(x.to(WIDE[x.dtype]), -1, correction=0, keepdim=True)
+        wide = x.to(WIDE[x.dtype])
+        variance = (wide - wide.mean(-1, keepdim=True)).square().mean(-1, keepdim=True)
         return ops.layer_norm(x, w, b, eps=eps), 1 / torch.sqrt(variance + eps)
 
     @staticmethod
@@ -102,7 +103,7 @@ class InvertibleNorm(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_scale: Tensor | None) -> tuple[Tensor | None, ...]:
         y, scale, w, b = ctx.saved_tensors
-        wide = scale.dtype
+        dtype, wide = y.dtype, scale.dtype
         grad, y, w, b = (t.to(wide) for t in (grad, y, w, b))
         normal = (y - b) / w
         g = grad * w
@@ -111,7 +112,7 @@ class InvertibleNorm(Function):
             dx = dx - grad_scale * scale * scale * normal / y.shape[-1]
         leading = tuple(range(y.dim() - 1))
         return (
-            dx.to(ctx.saved_tensors[0].dtype),
+            dx.to(dtype),
             (grad * normal).sum(leading),
             grad.sum(leading),
             None,
