@@ -150,6 +150,22 @@ def test_nothing_or_everything_may_be_dropped():
     assert torch.equal(ops.dropout_add(x, residual, b, SEED, p=1.0), residual)
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_without_dropout_it_is_a_sum_rounded_once(dtype, residual, bias):
+    x = drawn(40, 33).to(dtype)
+    beside = drawn(40, 33, seed=1).to(dtype) if residual else None
+    b = drawn(33, seed=2).to(dtype) if bias else None
+    total = sum(t.double() for t in (x, beside, b) if t is not None)
+    for kernel in (DROPOUT_ADD.reference, elementwise.dropout_add):
+        y = kernel(x, beside, b, None, None, 0.0)
+        assert y.data_ptr() != x.data_ptr()
+        torch.testing.assert_close(y, total.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
+        if dtype in (torch.bfloat16, torch.float16):  # as the fp32 sum, which is all but exact
+            assert (y != total.to(dtype)).float().mean() < 1e-3
+
+
 def test_what_is_dropped_is_nothing_whatever_it_was():
     x = torch.full((8, 8), torch.nan).requires_grad_()
     y = ops.dropout_add(x, None, None, SEED, p=0.5)

@@ -30,6 +30,8 @@ CASES = {
         (made((2, 3), (3,), (3,)), (1e-5,)),
         (made((2, 2, 3), (3,), (3,)), (0.5,)),
     ],
+    "bias_act": [(made((2, 3), (3,)), (act,)) for act in ACTS],
+    "softmax": [(made((2, 3), (3,)), (0.7,))],
 }
 EVERY = [(op, *case) for op, cases in CASES.items() for case in cases]
 each_case = pytest.mark.parametrize(

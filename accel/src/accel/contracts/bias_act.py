@@ -16,9 +16,14 @@ NAME = "bias_act"
 
 
 def biased(x: Tensor, b: Tensor | None) -> Tensor:
-    """``x + b``, wide; never x itself."""
-    z = x.to(torch.promote_types(x.dtype, torch.float32), copy=b is None)
+    """``x + b``, wide."""
+    z = x.to(torch.promote_types(x.dtype, torch.float32))
     return z if b is None else z + b.to(z.dtype)
+
+
+def rounded(z: Tensor, x: Tensor) -> Tensor:
+    """``z`` in x's dtype, in memory of its own where it is x itself."""
+    return z.clone() if z is x else z.to(x.dtype)
 
 
 def reference(
@@ -26,7 +31,7 @@ def reference(
     b: Tensor | None = None,  # [H]
     act: str | None = None,
 ) -> Tensor:  # [..., H]
-    return activate(biased(x, b), act).to(x.dtype)
+    return rounded(activate(biased(x, b), act), x)
 
 
 def check(x: Tensor, b: Tensor | None, act: str | None) -> None:

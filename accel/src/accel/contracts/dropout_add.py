@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import checks, inputs
-from accel.contracts.bias_act import biased
+from accel.contracts.bias_act import biased, rounded
 from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance, rounded_once
 from accel.contracts.random import kept
 from accel.errors import OpArgumentError
@@ -50,7 +50,7 @@ def reference(
     z = _dropped(biased(x, b), seed, rows, p)
     if residual is not None:
         z = residual.to(z.dtype) + z
-    return z.to(x.dtype)
+    return rounded(z, x)
 
 
 def check(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from accel.contracts import bias_act as biasing
 from accel.contracts import dropout_add as dropping
+from accel.contracts.checks import WIDE
 from accel.contracts.softmax import scores
 
 PART = 1 << 18  # elements
@@ -56,8 +57,11 @@ def by_parts(formula: Callable[..., Tensor], x: Tensor, *others: Tensor | None) 
 
 
 def bias_act(x: Tensor, b: Tensor | None, act: str | None) -> Tensor:
-    activation = _TORCH_S_OWN[act]
-    return by_parts(lambda x: activation(biasing.biased(x, b)).to(x.dtype), x)
+    def formula(x: Tensor) -> Tensor:
+        return biasing.rounded(_TORCH_S_OWN[act](biasing.biased(x, b)), x)
+
+    # One pass or two over what need not be converted: parts would not pay.
+    return formula(x) if x.dtype is WIDE[x.dtype] else by_parts(formula, x)
 
 
 def bias_act_composed(x: Tensor, b: Tensor | None, act: str | None) -> Tensor:
@@ -68,6 +72,9 @@ def dropout_add(
     x: Tensor, residual: Tensor | None, b: Tensor | None, seed: Tensor | None,
     rows: Tensor | None, p: float,
 ) -> Tensor:  # fmt: skip
+    beside = b if residual is None else residual
+    if p == 0 and beside is not None and (b is None or residual is None):
+        return x + beside  # torch adds two in fp32 and rounds once
     if p > 0 and rows is None:
         rows = dropping.numbered(x)
     return by_parts(
@@ -79,9 +86,14 @@ def dropout_add(
 def softmax(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     def formula(x: Tensor, mask: Tensor | None) -> Tensor:
         z = scores(x, mask, scale)
-        # Of nothing but -inf torch's is NaN.
+        z = z.clone() if z is x else z
+        # torch's of nothing but -inf is NaN. Such a row gets one element to see, and loses it
+        # again: to fill whole rows takes over half as long as the softmax (torch 2.13, x86).
         blind = z.amax(-1, keepdim=True) == -math.inf
-        return z.softmax(-1).masked_fill_(blind, 0).to(x.dtype)
+        z[..., :1].masked_fill_(blind, 0)
+        y = z.softmax(-1)
+        y[..., :1].masked_fill_(blind, 0)
+        return y.to(x.dtype)
 
     if not x.numel():
         return x.new_empty(x.shape)

@@ -53,6 +53,12 @@ def prompt_summed_backwards(kernel: Kernel) -> Kernel:
     return faulty
 
 
+@fault("rows", "rows/*", also="accuracy contained", op="dropout_add")
+def dropped_by_place(kernel: Kernel) -> Kernel:
+    """Random bits by where a row lies, whatever its number."""
+    return lambda x, residual, b, seed, rows, p: kernel(x, residual, b, seed, None, p)
+
+
 @fault("repeatable", "ops/*", "gradients/*", also="contained rows unharmed")
 def sum_in_any_order(kernel: Kernel) -> Kernel:
     """As with atomic additions: the order of the sum changes from call to call."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from accel.contracts import LINEAR
 from accel.contracts.activation import activate
+from accel.contracts.softmax import scores
 from accel_conformance.faults.planting import Kernel, fault
 
 
@@ -153,6 +154,17 @@ def nothing_times_infinity(kernel: Kernel) -> Kernel:
     def faulty(x: Tensor, ids: Tensor, *rest: Any) -> Any:
         chosen, entropy = kernel(x, ids, *rest)
         return chosen, entropy + 0 * x.sum(-1)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*/hidden", op="softmax")
+def nothing_seen_is_nan(kernel: Kernel) -> Kernel:
+    """As nothing over nothing is."""
+
+    def faulty(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        blind = (scores(x, mask, scale) == -torch.inf).all(-1, keepdim=True)
+        return kernel(x, mask, scale).masked_fill_(blind, torch.nan)
 
     return faulty
 
