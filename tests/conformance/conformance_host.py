@@ -5,6 +5,7 @@ import torch
 from accel import testing
 from accel.accelerator import DeviceProperties
 from accel.contracts import CONTRACTS
+from accel.refusal import Refusal
 
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 # One id of each op's implementation.

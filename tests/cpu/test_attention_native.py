@@ -6,8 +6,9 @@ import pytest
 import torch
 from instruction_sets import DTYPES, ISAS, assert_samples_are_right, run, same_bits
 
-from accel import ops
-from accel_cpu.builders import LIBRARY
+from accel import Request, ops
+from accel.errors import OpRefusedError
+from accel_cpu.builders import TransformerBuilder
 
 GROUPS = (1, 2, 4, 8)  # heads of q to one of k
 SIZES = (1, 8, 16, 33, 64, 80, 128)
@@ -197,6 +198,29 @@ def test_a_query_of_two_spans_is_named():
         torch.ops.accel_cpu_kernels.attention_native(q, k, v, table((0, 3, 0, 3), (2, 2, 3, 2)))
 
 
+LEFT_TO_OTHERS = {
+    "mask": torch.zeros(1, 1, 1, 6),
+    "slopes": torch.ones(4),
+    "window": 2,
+    "softcap": 3.0,
+    "dropout": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", LEFT_TO_OTHERS)
+def test_what_it_does_not_serve_is_refused_by_name_and_served_by_torch(name):
+    q, k, v = drawn(5, 6, 2, 8)
+    asked = {name: LEFT_TO_OTHERS[name], "seed": torch.tensor(1)}
+    with pytest.raises(OpRefusedError, match=f"{name}="):
+        ops.attention(q, k, v, table((0, 5, 0, 6)), **asked)
+    with ops.use("attention=!reference", exact=False):
+        assert ops.explain("attention", device="cpu").chosen.impl.id == "accel_cpu.native"
+        found = ops.attention(q, k, v, table((0, 5, 0, 6)), **asked)
+    with ops.use("attention=reference", exact=False):
+        want = ops.attention(q, k, v, table((0, 5, 0, 6)), **asked)
+    torch.testing.assert_close(found, want)
+
+
 def test_scores_without_bound():
     """Scores of -inf weigh nothing, even through the whole first block; no sum overflows."""
     q, k, v = torch.ones(1, 1, 2), torch.zeros(70, 1, 2), torch.arange(140.0).reshape(70, 1, 2)
@@ -226,13 +250,20 @@ def test_on_every_instruction_set_values_are_right_and_prefill_is_decoding(isa):
 
 
 def on_this_instruction_set():
-    LIBRARY.load()
-    kernel = torch.ops.accel_cpu_kernels.attention_native
+    builder = TransformerBuilder()
+    (impl,) = (impl for impl in builder.impls if impl.op == "attention")
+    kernel = builder.load(impl)
+
+    def serves(asked):
+        request = Request("attention", torch.device("cpu"), torch.float32, options=asked)
+        return not builder.reasons(impl, request)
+
     print(torch.ops.accel_cpu_kernels.isa())
-    assert_samples_are_right(kernel, "attention")
+    assert_samples_are_right(kernel, "attention", serves)
     print("values are right")
+    plain = torch.ops.accel_cpu_kernels.attention_native
     for group, d, dtype in zip(GROUPS, (33, 16, 80, 1), (*DTYPES, torch.bfloat16)):
-        assert_prefill_is_decoding(kernel, group, d, dtype, step=11)
+        assert_prefill_is_decoding(plain, group, d, dtype, step=11)
     print("prefill is decoding")
 
 

@@ -19,8 +19,10 @@ and the column j (:mod:`accel.contracts.random`), so that padding changes nothin
 
 M: queries · N: keys · H: heads · G: heads of keys and values, each read by H/G of the H · B: spans
 
-spans.py    which queries see which keys, cut into blocks or as tensors
-attention_scores.py     from products to probabilities, and back     attention_samples.py   inputs
+attention_scores.py     from products to probabilities, and back
+attention_samples.py    inputs
+spans.py                which queries see which keys, cut into blocks of them
+spans_unread.py         the same where spans' values cannot be read
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from accel.contracts.attention_samples import NAME, bad_inputs, samples
 from accel.contracts.attention_scores import Scoring, attended, gradient
 from accel.contracts.checks import WIDE
 from accel.contracts.contract import Contract, Cost, Tolerance
-from accel.contracts.spans import Part, Whole, blocks, ranges, readable
+from accel.contracts.spans import Part, blocks, ranges, readable
+from accel.contracts.spans_unread import Whole
 from accel.errors import OpArgumentError
 
 
@@ -66,9 +69,11 @@ def scale_of(q: Tensor, scale: float | None) -> float:
 
 
 def operands(part: Part, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What of q, k and v belongs to a part, in the dtype that is computed in."""
+    """What of q, k and v belongs to a part, in the dtype that is computed in; contiguous, as
+    products need them more than once."""
     wide = WIDE[q.dtype]
-    return part.rows(q).to(wide), part.keys(k).to(wide), part.keys(v).to(wide)
+    q, k, v = (t.to(wide).contiguous() for t in (part.rows(q), part.keys(k), part.keys(v)))
+    return q, k, v
 
 
 def check(
@@ -194,7 +199,7 @@ def backward(
     asked = (*needs[:3], dmask is not None or dslopes is not None)
     for part in parts:
         scoring = Scoring.of(part, heads, mask, slopes, seed, scale_of(q, scale), softcap, dropout)
-        dy = part.rows(grad).to(wide)
+        dy = part.rows(grad).to(wide).contiguous()
         of_q, of_k, of_v, of_scores = gradient(dy, asked, *operands(part, q, k, v), scoring)
         dq = dq if dq is None or of_q is None else part.add_rows(dq, of_q)
         dk = dk if dk is None or of_k is None else part.add_keys(dk, of_k)

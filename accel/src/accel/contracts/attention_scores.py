@@ -20,10 +20,10 @@ from accel.contracts.spans import Part
 class Scoring:
     """What becomes of the products; the tensors broadcast to ``[b, H, m, n]``.
 
-    ``bias``    is added, finite
-    ``hidden``  bool: which query does not see which key; False throughout for a query that sees
-                none, since softmax of nothing but -inf is NaN, in its gradient too
-    ``blind``   bool ``[.., 1]``: queries that see none, whose result is 0
+    ``bias``    is added; -inf hides
+    ``hidden``  bool: which query does not see which key, whatever the key holds
+    ``blind``   bool ``[.., 1]``: queries that see none, whose result is 0. Nothing is hidden from
+                them: softmax of nothing but -inf is NaN, in its gradient too
     ``kept``    bool: the probabilities that dropout leaves, times ``survivor``
     """
 
@@ -40,19 +40,17 @@ class Scoring:
         cls, part: Part, heads: int, mask: Tensor | None, slopes: Tensor | None,
         seed: Tensor | None, scale: float, softcap: float | None, dropout: float,
     ) -> Scoring:  # fmt: skip
-        bias, hidden = None, None if part.visible is None else ~part.visible[None, None]
+        visible = part.visible
+        hidden = None if visible is None else ~visible[None, None]
+        blind: Tensor | None = None if hidden is None else hidden.all(-1, keepdim=True)
+        bias = None if slopes is None else (slopes[:, None, None] * part.distance)[None]
         if mask is not None:
-            values = part.values(mask)
-            values = values.to(WIDE[values.dtype])
+            values = part.values(mask).to(WIDE[mask.dtype])
             never = values == -torch.inf
-            bias = values.masked_fill(never, 0)
-            hidden = never if hidden is None else never | hidden
-        if slopes is not None:
-            slanted = slopes[:, None, None] * part.distance
-            bias = slanted[None] if bias is None else bias + slanted
-        blind = None
-        if hidden is not None:
-            blind = hidden.all(-1, keepdim=True)
+            blind = (never if hidden is None else never | hidden).all(-1, keepdim=True)
+            values = values.masked_fill(blind, 0)
+            bias = values if bias is None else values + bias
+        if hidden is not None and blind is not None:
             hidden = hidden & ~blind
         kept, survivor = None, 1.0
         if dropout > 0:
@@ -64,8 +62,9 @@ class Scoring:
 
 def attended(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """``[b, H, m, E]``: values weighted by probabilities."""
-    p, _ = _probabilities(_sighted(q, scoring), k, scoring)
-    return _sighted(_weighted(_dropped(p, scoring), v) * scoring.survivor, scoring)
+    p, _ = _probabilities(_sighted(q, scoring) * scoring.scale, k, scoring)
+    y = _weighted(_dropped(p, scoring), v)
+    return _sighted(y if scoring.kept is None else y * scoring.survivor, scoring)
 
 
 def gradient(
@@ -77,22 +76,23 @@ def gradient(
     With scores s, probabilities p, what dropout leaves w of them, and y = w v: dw = dy v^T,
     dp = dw where kept, ds = p (dp - sum(p dp)).
     """
-    dy, q = _sighted(dy, scoring) * scoring.survivor, _sighted(q, scoring)
+    dy, q = _sighted(dy, scoring), _sighted(q, scoring) * scoring.scale
+    dy = dy if scoring.kept is None else dy * scoring.survivor
     p, slope = _probabilities(q, k, scoring)
     dq = dk = ds = None
     dv = _to_keys(_dropped(p, scoring), dy, v.shape[1]) if needs[2] else None
     if needs[0] or needs[1] or needs[3]:
-        share = p * _dropped(_products(dy, v), scoring)
-        ds = share - p * share.sum(-1, keepdim=True)
+        dp = _dropped(_products(dy, v), scoring)
+        ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
         dz = ds if slope is None else ds * slope
         dq = _weighted(dz, k) * scoring.scale if needs[0] else None
-        dk = _to_keys(dz, q * scoring.scale, k.shape[1]) if needs[1] else None
+        dk = _to_keys(dz, q, k.shape[1]) if needs[1] else None
     return dq, dk, dv, ds if needs[3] else None
 
 
 def _probabilities(q: Tensor, k: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor | None]:
-    """``[b, H, m, n]``, and the derivative of capped scores by plain ones."""
-    s, slope = _products(q * scoring.scale, k), None
+    """``[b, H, m, n]`` of scaled queries, and the derivative of capped scores by plain ones."""
+    s, slope = _products(q, k), None
     if scoring.softcap is not None:
         t = (s / scoring.softcap).tanh()
         s, slope = t * scoring.softcap, 1 - t * t

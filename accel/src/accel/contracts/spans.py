@@ -1,9 +1,9 @@
-"""Spans: which query of attention sees which key, read on the host or kept in tensors.
+"""Spans: which query of attention sees which key.
 
 A part is some of a call's queries and the keys that they see, as tensors with heads first: b
 sequences of m queries and n keys each. Where spans can be read, a :class:`Block` holds sequences of
-one length that lie one after another, as views; where not, :class:`Whole` holds all queries and all
-keys as one sequence, and what each query is hidden from is worked out by tensor operations.
+one length that lie one after another, as views; where not, :mod:`accel.contracts.spans_unread` has
+all queries and all keys as one part.
 
 Query i of a span stands at its key i + k_len - q_len; a key's distance is counted from there.
 """
@@ -87,14 +87,14 @@ class Part(Protocol):
     def add_values(self, total: Tensor, found: Tensor) -> Tensor: ...
 
 
-def _seen(key: Tensor, at: Tensor, causal: bool, window: int | None) -> Tensor | None:
+def visible_from(key: Tensor, at: Tensor, causal: bool, window: int | None) -> Tensor | None:
     """Which keys are seen from where queries stand; None for all."""
     if window is None:
         return key <= at if causal else None
     return (key > at - window) & ((key <= at) if causal else (key < at + window))
 
 
-def _first_rows(sequence: Tensor, heads: int) -> Tensor:
+def first_rows(sequence: Tensor, heads: int) -> Tensor:
     """The number, for random bits, of each sequence's and head's first row: [.., 1] as [.., H]."""
     return (sequence * heads + torch.arange(heads, device=sequence.device)) << 32
 
@@ -148,7 +148,7 @@ class Block:
 
     @cached_property
     def visible(self) -> Tensor | None:
-        return _seen(self.key, self.at, self.causal, self.window)
+        return visible_from(self.key, self.at, self.causal, self.window)
 
     def rows(self, t: Tensor) -> Tensor:
         whole = t[self.q_start : self.q_start + self.count * self.q_len]
@@ -170,7 +170,7 @@ class Block:
     def kept(self, seed: Tensor, heads: int, p: float) -> Tensor:
         query = torch.arange(self.start, self.stop, device=self.device)
         sequence = torch.arange(self.number, self.number + self.count, device=self.device)
-        rows = _first_rows(sequence.unsqueeze(1), heads).unsqueeze(2) + query
+        rows = first_rows(sequence.unsqueeze(1), heads).unsqueeze(2) + query
         return kept(seed, rows, self.seen.stop, p)[..., self.seen]
 
     def add_rows(self, total: Tensor, found: Tensor) -> Tensor:
@@ -230,69 +230,3 @@ def blocks(
             )  # fmt: skip
             for start in range(run.start, run.stop, step):
                 yield replace(part, start=start, stop=min(start + step, run.stop))
-
-
-class Whole:
-    """All queries and all keys, as one sequence (b = 1), by tensor operations alone."""
-
-    def __init__(self, spans: Tensor, m: int, n: int, causal: bool, window: int | None) -> None:
-        q_start, q_len, k_start, k_len = spans.unbind(1)
-        query = torch.arange(m, device=spans.device).unsqueeze(1) - q_start  # of each span, [m, B]
-        mine = (query >= 0) & (query < q_len)
-
-        def own(of_span: Tensor) -> Tensor:
-            # A query is of one span at most, so the sum picks.
-            return (mine * of_span).sum(1, keepdim=True)
-
-        length = own(k_len)
-        self.sequence = own(torch.arange(len(spans), device=spans.device))  # [m, 1]
-        self.query = own(query)
-        self.key = torch.arange(n, device=spans.device) - own(k_start)  # [m, n]
-        at = self.query + length - own(q_len)
-        self.distance = self.key - at
-        within = (self.key >= 0) & (self.key < length)
-        seen = _seen(self.key, at, causal, window)
-        self.visible = within if seen is None else within & seen
-
-    def rows(self, t: Tensor) -> Tensor:
-        return t.transpose(0, 1).unsqueeze(0)
-
-    def keys(self, t: Tensor) -> Tensor:
-        # 0 where no query looks: a NaN in a cache's free slots times a probability of 0 is NaN.
-        seen = t.masked_fill(~self.visible.any(0)[:, None, None], 0)
-        return seen.transpose(0, 1).unsqueeze(0)
-
-    def values(self, mask: Tensor) -> Tensor:
-        if not mask.numel():  # no query sees a key
-            return mask.new_zeros(1, 1, *self.key.shape)
-        return mask.permute(0, 2, 3, 1)[self._places(mask)].permute(2, 0, 1).unsqueeze(0)
-
-    def kept(self, seed: Tensor, heads: int, p: float) -> Tensor:
-        rows = (_first_rows(self.sequence, heads) + self.query).t()  # [H, m]
-        columns = self.key.shape[1]
-        bits = kept(seed, rows, columns, p)
-        at = self.key.clamp(0, max(columns - 1, 0)).expand(bits.shape)
-        return bits.gather(-1, at).unsqueeze(0)
-
-    def add_rows(self, total: Tensor, found: Tensor) -> Tensor:
-        return total + found.squeeze(0).transpose(0, 1)
-
-    def add_keys(self, total: Tensor, found: Tensor) -> Tensor:
-        return total + found.squeeze(0).transpose(0, 1)
-
-    def add_values(self, total: Tensor, found: Tensor) -> Tensor:
-        if not total.numel():
-            return total
-        by_head = found.squeeze(0).sum_to_size(total.shape[1], *self.key.shape).permute(1, 2, 0)
-        places = self._places(total)
-        whole = total.permute(0, 2, 3, 1).index_put(places, by_head, accumulate=True)
-        return whole.permute(0, 3, 1, 2)
-
-    def _places(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where in a mask [B|1, Q|1, K] each pair's value is; anywhere, where nothing is seen."""
-        last = [size - 1 for size in mask.shape]
-        return (
-            self.sequence.clamp(max=last[0]),
-            self.query.clamp(max=last[2]),
-            self.key.clamp(0, last[3]),
-        )

@@ -51,13 +51,26 @@ def count(contract: Contract, args: Args) -> int:
     return math.prod(leading(contract, args))
 
 
+def separable(contract: Contract, args: Args) -> bool:
+    """Whether a row can be had alone. Dropout's bits are those of the row's place among others; and
+    both ways, a window and slopes count from the last query of the span."""
+    named = _named(contract, args)
+    if "spans" not in named:
+        return True
+    counted = named["window"] is not None or named["slopes"] is not None
+    return not named["dropout"] and (named["causal"] or not counted)
+
+
 def take(contract: Contract, args: Args, start: int, stop: int) -> Args:
     """Rows [start, stop) alone, of rows counted by one dimension."""
     named = _named(contract, args)
     for name in _given(contract, named):
         named[name] = named[name][start:stop]
     if "spans" in named:
-        named["spans"] = _cut(named["spans"], start, stop, causal=named["causal"])
+        cut = list(_cut(named["spans"], start, stop, causal=named["causal"]))
+        named["spans"] = _table([span for _, _, span in cut], named["spans"])
+        if named["mask"] is not None:
+            named["mask"] = _mask_of(cut, named["mask"])
     return tuple(named.values())
 
 
@@ -94,6 +107,8 @@ def otherwise(contract: Contract, args: Args) -> Args:
     if "spans" in named:
         offset = torch.tensor([0, 0, BEFORE, 0], device=named["spans"].device)
         named["spans"] = (named["spans"] + offset).flip(0)
+        if named["mask"] is not None:
+            named["mask"] = named["mask"].flip(0)
         for name in ("k", "v"):
             before = named[name].new_full((BEFORE, *named[name].shape[1:]), math.nan)
             named[name] = torch.cat([before, named[name]])
@@ -113,15 +128,30 @@ def each_row(results: Results) -> Iterator[Results]:
     return zip(*results)
 
 
-def _cut(spans: Tensor, start: int, stop: int, *, causal: bool) -> Tensor:
-    """Spans of queries [start, stop): what of each is among them, seeing the keys it saw."""
-    cut = []
-    for q, q_len, k, k_len in spans.tolist():
+def _cut(
+    spans: Tensor, start: int, stop: int, *, causal: bool
+) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Spans of queries [start, stop): (which it was, its first query there, what of it is among
+    them, seeing the keys it saw)."""
+    for number, (q, q_len, k, k_len) in enumerate(spans.tolist()):
         first, end = max(q, start), min(q + q_len, stop)
         if first < end:
             unseen = q + q_len - end if causal else 0  # keys after the last query's own
-            cut.append((first - start, end - first, k, max(k_len - unseen, 0)))
-    return torch.tensor(cut, dtype=spans.dtype, device=spans.device).reshape(-1, 4)
+            yield number, first - q, (first - start, end - first, k, max(k_len - unseen, 0))
+
+
+def _table(spans: list[tuple[int, ...]], like: Tensor) -> Tensor:
+    return torch.tensor(spans, dtype=like.dtype, device=like.device).reshape(-1, 4)
+
+
+def _mask_of(cut: list[tuple[int, int, tuple[int, ...]]], mask: Tensor) -> Tensor:
+    """The rows of a mask [B|1, H|1, Q|1, K] that belong to cut spans, a span each."""
+    rows = max((span[1] for _, _, span in cut), default=0)
+    found = mask.new_zeros(len(cut), mask.shape[1], rows, mask.shape[3])
+    for into, (number, first, (_, length, *_)) in zip(found, cut):
+        own = mask[number if mask.shape[0] > 1 else 0]
+        into[:, :length] = own[:, first : first + length] if mask.shape[2] > 1 else own
+    return found
 
 
 def _named(contract: Contract, args: Args) -> dict[str, Any]:

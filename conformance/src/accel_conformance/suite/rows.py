@@ -35,7 +35,9 @@ def cases(subject: Subject) -> Iterator[Case]:
         subject,
         check,
         of=lambda target: target.impl.shape_invariant,
-        over=has_elements,
+        over=lambda contract, args: (
+            has_elements(contract, args) and regroup.separable(contract, args)
+        ),
     )
 
 
