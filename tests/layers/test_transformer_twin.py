@@ -134,7 +134,7 @@ def test_other_dtypes_are_within_the_budget(flagged, pre_layer_norm, dtype, with
     within_budget("transformer_layer", found, wanted, gradients=True)
 
 
-def test_the_op_is_the_layer(call):
+def test_the_op_is_the_layer():
     layer = made(config(causal=True, act="relu"))
     x = drawn(2, 5, 8)
     options = layer.config.op_options(training=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from accel.contracts.transformer import Pieces, layer
 from accel.torch_impls import elementwise, linear, norm, transformer
 
-_KERNELS = {
+_KERNELS: dict[str, Callable[..., Tensor]] = {
     "attention": transformer.attention,
     "bias_act": elementwise.bias_act,
     "dropout_add": elementwise.dropout_add,

@@ -52,5 +52,6 @@ class TransformerFunction:
         options = config.op_options(self.training)
         seeds = self.seeds(options, input.device)
         with self.resolution():
-            y = ops.transformer_layer(input, *weights, mask, seeds, **options)
+            # mypy does not know how many weights there are.
+            y = ops.transformer_layer(input, *weights, mask=mask, seed=seeds, **options)  # type: ignore[misc]
         return (y,) if config.return_tuple else y

@@ -50,6 +50,19 @@ class TransformerLayer(OpLayer):
 
     uses = ("linear", "layer_norm", "attention", "bias_act", "dropout_add", "softmax")
 
+    attn_qkvw: nn.Parameter
+    attn_qkvb: nn.Parameter
+    attn_ow: nn.Parameter
+    attn_ob: nn.Parameter
+    attn_nw: nn.Parameter
+    attn_nb: nn.Parameter
+    inter_w: nn.Parameter
+    inter_b: nn.Parameter
+    output_w: nn.Parameter
+    output_b: nn.Parameter
+    norm_w: nn.Parameter
+    norm_b: nn.Parameter
+
     def __init__(
         self,
         config: TransformerLayerConfig,
@@ -139,7 +152,7 @@ class TransformerLayer(OpLayer):
         }  # fmt: skip
         refuse_unserved(unserved)
         mask = self.prepared(hidden_states, attention_mask)
-        weights = list(self.parameters())
+        weights: list[Tensor] = list(self.parameters())
         if grads is not None:
             weights = watched(weights, grads)
         options = self.config.op_options(self.training)

@@ -32,7 +32,7 @@ class OpPieces(Pieces):
 
     def layer_norm(self, x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
         if self.normalize_invertible:
-            return InvertibleNorm.apply(x, w, b, eps)[0]  # type: ignore[no-any-return]
+            return _apply(InvertibleNorm, x, w, b, eps)
         return ops.layer_norm(x, w, b, eps=eps)
 
     def linear(self, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -44,18 +44,25 @@ class OpPieces(Pieces):
     ) -> Tensor:  # fmt: skip
         mask = None if mask is None else mask.to(q.dtype)
         keep = not self.attn_dropout_checkpoint and torch.is_grad_enabled() and q.requires_grad
-        return Attention.apply(q, k, v, spans, mask, seed, causal, dropout, keep)[0]  # type: ignore[no-any-return]
+        return _apply(Attention, q, k, v, spans, mask, seed, causal, dropout, keep)
 
     def act_linear(self, x: Tensor, w: Tensor, b: Tensor, act: str) -> Tensor:
         if self.gelu_checkpoint:
-            return ActLinear.apply(x, w, b, act)  # type: ignore[no-any-return]
+            return _apply(ActLinear, x, w, b, act)
         return ops.linear(ops.bias_act(x, act=act), w, b)
 
     def dropout_add(
         self, x: Tensor, residual: Tensor, seed: Tensor | None, rows: Tensor | None, p: float
     ) -> Tensor:
         # Under autocast the residual stream keeps the dtype it came in.
-        return DropoutAdd.apply(x.to(residual.dtype), residual, seed, rows, p)  # type: ignore[no-any-return]
+        return _apply(DropoutAdd, x.to(residual.dtype), residual, seed, rows, p)
+
+
+def _apply(function: type[Function], *args: Any) -> Tensor:
+    """The (first) result of an autograd.Function."""
+    result = function.apply(*args)
+    first: Tensor = result[0] if isinstance(result, tuple) else result
+    return first
 
 
 class DropoutAdd(Function):
@@ -76,7 +83,7 @@ class DropoutAdd(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         seed, rows = ctx.saved_tensors
-        dx = DropoutAdd.apply(grad, None, seed, rows, ctx.p) if ctx.p > 0 else grad
+        dx = _apply(DropoutAdd, grad, None, seed, rows, ctx.p) if ctx.p > 0 else grad
         return dx, grad if ctx.needs_input_grad[1] else None, None, None, None
 
 
