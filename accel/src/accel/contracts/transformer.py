@@ -74,6 +74,8 @@ def layer(
     up_w, up_b, down_w, down_b, norm_w, norm_b = weights[6:]
     seeds = (None, None, None) if seed is None else seed.unbind()
     rows = None if hidden_dropout == 0 else numbered(x)
+    # torch.matmul takes another way for strided rows that record gradients, to other bits.
+    x = x.contiguous()
 
     h = pieces.layer_norm(x, norm_w, norm_b, eps) if pre_norm else x
     h = _attended(

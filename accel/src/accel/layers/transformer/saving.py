@@ -58,14 +58,23 @@ class OpPieces(Pieces):
         return _apply(DropoutAdd, x.to(residual.dtype), residual, seed, rows, p)
 
 
-def _apply(function: type[Function], *args: Any) -> Tensor:
-    """The (first) result of an autograd.Function."""
-    result = function.apply(*args)
+def _apply(function: type[_Piece], *args: Any) -> Tensor:
+    """The (first) result of a piece, recorded where a gradient is wanted: Function.apply costs
+    more than a small layer's op."""
+    recorded = torch.is_grad_enabled() and any(
+        isinstance(arg, Tensor) and arg.requires_grad for arg in args
+    )
+    way: Any = function.apply if recorded else function.forward
+    result = way(*args)
     first: Tensor = result[0] if isinstance(result, tuple) else result
     return first
 
 
-class DropoutAdd(Function):
+class _Piece(Function):
+    generate_vmap_rule = True
+
+
+class DropoutAdd(_Piece):
     """``residual + dropout(x)``, keeping nothing as large as x: dropout is linear, and its own
     transpose."""
 
@@ -87,7 +96,7 @@ class DropoutAdd(Function):
         return dx, grad if ctx.needs_input_grad[1] else None, None, None, None
 
 
-class InvertibleNorm(Function):
+class InvertibleNorm(_Piece):
     """``layer_norm`` that keeps its result, (x - mean) / sqrt(variance + eps) * w + b, and one over
     the root, from which the backward recovers what it needs of x. No element of w may be 0."""
 
@@ -126,7 +135,7 @@ class InvertibleNorm(Function):
         )
 
 
-class ActLinear(Function):
+class ActLinear(_Piece):
     """``linear(act(x), w, b)`` that keeps x and not its activation."""
 
     @staticmethod
@@ -150,7 +159,7 @@ class ActLinear(Function):
         return dx, dw, db, None
 
 
-class Attention(Function):
+class Attention(_Piece):
     """``(attention, its probabilities before dropout if keep else None)`` of sequences of one
     length. The backward takes all sequences at once, with the probabilities kept or computed
     again, and what was dropped worked out from the seed.
