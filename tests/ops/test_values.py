@@ -76,6 +76,16 @@ WRONG = {
         "rows": lambda rows: None if rows is None else rows + 1,
     },
     "embedding": {"ids": lambda ids: ids.flip(0) if ids.dim() else ids, "w": lambda w: w * 1.02},
+    "transformer_layer": {
+        "heads": 1,
+        "pre_norm": lambda pre: not pre,
+        "causal": True,
+        "mask": None,
+        "act": "relu",
+        "norm_w": lambda w: w * 1.05,
+        "out_b": lambda b: b * 0,
+        "attn_dropout": 0.0,
+    },
 }
 
 

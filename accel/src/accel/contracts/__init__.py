@@ -23,13 +23,14 @@ from accel.contracts.rotary import ROTARY
 from accel.contracts.softmax import SOFTMAX
 from accel.contracts.tiled_linear import TILED_LINEAR
 from accel.contracts.tiled_mlp import TILED_MLP
+from accel.contracts.transformer_layer import TRANSFORMER_LAYER
 
 CONTRACTS: dict[str, Contract] = {
     contract.name: contract
     for contract in (
         LINEAR, GATED_LINEAR, NORM_LINEAR, LORA_LINEAR, QUANTIZED_LINEAR, GROUPED_LINEAR,
         LAYER_NORM, RMS_NORM, ADD_NORM, BIAS_ACT, ROTARY, SOFTMAX, DROPOUT_ADD, EMBEDDING,
-        ATTENTION,
+        ATTENTION, TRANSFORMER_LAYER,
         TILED_LINEAR, TILED_MLP, LOGPROB,
     )
 }  # fmt: skip
@@ -54,6 +55,7 @@ __all__ = [
     "SOFTMAX",
     "TILED_LINEAR",
     "TILED_MLP",
+    "TRANSFORMER_LAYER",
     "BadInput",
     "Contract",
     "Cost",

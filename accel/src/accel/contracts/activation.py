@@ -71,3 +71,15 @@ def activate(z: Tensor, act: str | None) -> Tensor:
 def slope(z: Tensor, act: str) -> Tensor:
     """The derivative of ``act`` at z."""
     return ACTIVATIONS[act][1](z)
+
+
+def slope_times(grad: Tensor, z: Tensor, act: str) -> Tensor:
+    """``grad * slope(z, act)``; of gelu by torch's own, in one pass, since a gradient may depend on
+    where it lies: a twelfth of the time (1024 x 1024 fp32, 2-core EPYC). torch's own of silu has no
+    derivative."""
+    if act in _TORCH_GELU:
+        return torch.ops.aten.gelu_backward(grad, z, approximate=_TORCH_GELU[act])  # type: ignore[no-any-return]
+    return grad * slope(z, act)
+
+
+_TORCH_GELU = {"gelu": "none", "gelu_tanh": "tanh"}

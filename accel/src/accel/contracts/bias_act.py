@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import checks, inputs
-from accel.contracts.activation import ACTIVATIONS, activate, slope
+from accel.contracts.activation import ACTIVATIONS, activate, slope_times
 from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance, rounded_once
 
 NAME = "bias_act"
@@ -59,7 +59,7 @@ def backward(
     z = biased(x, b)
     dz = grad.to(z.dtype)
     if act is not None:
-        dz = dz * slope(z, act)
+        dz = slope_times(dz, z, act)
     dx = dz.to(x.dtype) if needs[0] else None
     db = dz.sum_to_size(x.shape[-1:]).to(x.dtype) if needs[1] else None
     return dx, db, None

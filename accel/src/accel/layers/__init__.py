@@ -22,6 +22,12 @@ from accel.layers.patching import memory_efficient_linear, use_zero3_linear
 from accel.layers.tiled_linear import TiledLinear, TiledLinearReturnBias
 from accel.layers.tiled_mlp import TiledMLP
 from accel.layers.tiling import partition_uniform, split_tensor_along_last_dim
+from accel.layers.transformer import (
+    TransformerConfig,
+    TransformerFunction,
+    TransformerLayer,
+    TransformerLayerConfig,
+)
 from accel.layers.zero3 import (
     LinearFunctionForZeroStage3,
     LinearModuleForZeroStage3,
@@ -42,6 +48,10 @@ __all__ = [
     "TiledLinear",
     "TiledLinearReturnBias",
     "TiledMLP",
+    "TransformerConfig",
+    "TransformerFunction",
+    "TransformerLayer",
+    "TransformerLayerConfig",
     "autocast_custom_bwd",
     "autocast_custom_fwd",
     "explained",

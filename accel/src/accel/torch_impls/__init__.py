@@ -12,7 +12,15 @@ from typing import Any
 from accel.contracts import CONTRACTS, Contract
 from accel.contracts.checks import FLOATS
 from accel.op_builder import Impl, OpBuilder
-from accel.torch_impls import elementwise, linear, logprob, norm, tiled_mlp, transformer
+from accel.torch_impls import (
+    elementwise,
+    linear,
+    logprob,
+    norm,
+    tiled_mlp,
+    transformer,
+    transformer_layer,
+)
 
 TORCH = "torch"
 COMPOSED = "torch_composed"
@@ -34,6 +42,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "tiled_linear": linear.tiled_linear,
     "tiled_mlp": tiled_mlp.tiled_mlp,
     "logprob": logprob.logprob,
+    "transformer_layer": transformer_layer.transformer_layer,
     "dropout_add": elementwise.dropout_add,
     "bias_act": elementwise.bias_act,
     "softmax": elementwise.softmax,

@@ -22,6 +22,7 @@ from accel_conformance.oracles import (
     norm,
     quantized,
     rotary,
+    transformer,
 )
 from accel_conformance.oracles.summed import Summed
 
@@ -57,4 +58,7 @@ ORACLES: dict[str, Oracle] = {
     "bias_act": Oracle(elementwise.bias_act, elementwise.bias_act_gradient),
     "softmax": Oracle(elementwise.softmax, elementwise.softmax_gradient),
     "add_norm": Oracle(norm.add_norm, norm.add_norm_gradient),
+    "transformer_layer": Oracle(
+        transformer.transformer_layer, transformer.transformer_layer_gradient
+    ),
 }

@@ -25,6 +25,7 @@ _ROW_DIMENSIONS: dict[str, dict[str, int]] = {
     "rotary": {"x": 2, "cos": 1, "sin": 1},
     "softmax": {"x": 1, "mask": 1},
     "tiled_linear": {"x": 1, "partial": 1},
+    "transformer_layer": {"x": 2},  # a row is a whole sequence
 }
 
 BEFORE = 3  # rows before the keys, where they are moved
@@ -57,6 +58,9 @@ def separable(contract: Contract, args: Args) -> bool:
     """Whether a row can be had alone. Dropout's bits are those of the row's place among others; and
     both ways, a window and slopes count from the last query of the span."""
     named = _named(contract, args)
+    if contract.name == "transformer_layer":
+        shared = named["mask"] is None or len(named["mask"]) == 1
+        return shared and not named["attn_dropout"] and not named["hidden_dropout"]
     if "spans" not in named:
         return True
     counted = named["window"] is not None or named["slopes"] is not None
@@ -106,7 +110,8 @@ def new_rows(contract: Contract, args: Args, rows: int, sample: str) -> Args:
 
 def otherwise(contract: Contract, args: Args) -> Args:
     """The same rows, of a number that three divides, counted by two dimensions; or spans in the
-    reverse order, of keys that lie behind others; or behind an expert that has no rows."""
+    reverse order, of keys that lie behind others; or behind an expert that has no rows; or
+    sequences with strides."""
     named = _named(contract, args)
     if "ends" in named:
         none = torch.zeros(1, dtype=torch.int64, device=named["ends"].device)
@@ -124,6 +129,9 @@ def otherwise(contract: Contract, args: Args) -> Args:
         for name in ("k", "v"):
             before = named[name].new_full((BEFORE, *named[name].shape[1:]), math.nan)
             named[name] = torch.cat([before, named[name]])
+        return tuple(named.values())
+    if contract.name == "transformer_layer":  # of three dimensions, always
+        named["x"] = named["x"].transpose(0, 1).contiguous().transpose(0, 1)
         return tuple(named.values())
     for name in _given(contract, named):
         named[name] = named[name].unflatten(0, (3, -1))

@@ -23,6 +23,7 @@ from accel.ops.functions.transformer import (
     rotary,
     softmax,
 )
+from accel.ops.functions.transformer_layer import transformer_layer
 
 __all__ = [
     "add_norm",
@@ -43,4 +44,5 @@ __all__ = [
     "softmax",
     "tiled_linear",
     "tiled_mlp",
+    "transformer_layer",
 ]

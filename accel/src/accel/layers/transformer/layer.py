@@ -1,0 +1,292 @@
+"""TransformerLayer: a BERT-style layer with DeepSpeed's parameters and arguments, on any device."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel import ops
+from accel.contracts import checks, transformer
+from accel.contracts.transformer_layer import require_mask
+from accel.errors import ConfigError, OpArgumentError
+from accel.layers.base import OpLayer
+from accel.layers.transformer.config import TransformerLayerConfig
+from accel.layers.transformer.saving import OpPieces
+from accel.selection import get_accelerator
+from accel.testing import HOST
+
+NAME = "TransformerLayer"
+_INITIALIZER_RANGE = 0.02  # BERT's
+_numbers = itertools.count()
+
+
+class TransformerLayer(OpLayer):
+    """Self-attention and an MLP, each with dropout, residual sum and norm.
+
+    ``config`` is shared, never written. Parameters, with hidden size H and inner size I:
+    ``attn_qkvw`` [3H, H], ``attn_qkvb`` [3H], ``attn_ow`` [H, H], ``attn_ob`` [H], ``attn_nw`` and
+    ``attn_nb`` [H], ``inter_w`` [I, H], ``inter_b`` [I], ``output_w`` [H, I], ``output_b`` [H],
+    ``norm_w`` and ``norm_b`` [H].
+
+    ``initial_weights`` and ``initial_biases`` are lists of eight tensors each: of query, key,
+    value, attention's output, its norm, the inner layer, the outer layer, the last norm. Of what is
+    not given, weights are normal with ``initializer_range``, those of norms 1, biases 0.
+
+    Dropout's bits come from three numbers drawn per forward, and none if nothing is dropped: from
+    ``generator`` (a :class:`torch.Generator` of the host) or, where that is None, torch's default
+    one, whose state activation checkpointing restores before it computes the layer again. A
+    generator of the layer's own cannot be restored so, and such a forward is refused. With
+    ``config.seed`` of 0 or more the layer has one from the start, seeded with it and ``layer_id``,
+    which numbers the layers of a process in the order they are made unless it is given.
+
+    Bits do not depend on the length: padding at the end drops nothing else and draws no more.
+    """
+
+    uses = ("linear", "layer_norm", "attention", "bias_act", "dropout_add", "softmax")
+
+    attn_qkvw: nn.Parameter
+    attn_qkvb: nn.Parameter
+    attn_ow: nn.Parameter
+    attn_ob: nn.Parameter
+    attn_nw: nn.Parameter
+    attn_nb: nn.Parameter
+    inter_w: nn.Parameter
+    inter_b: nn.Parameter
+    output_w: nn.Parameter
+    output_b: nn.Parameter
+    norm_w: nn.Parameter
+    norm_b: nn.Parameter
+
+    def __init__(
+        self,
+        config: TransformerLayerConfig,
+        initial_weights: Sequence[Tensor] | None = None,
+        initial_biases: Sequence[Tensor] | None = None,
+        *,
+        layer_id: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name in ("hidden_size", "heads"):
+            if getattr(config, name) < 1:
+                raise ConfigError(f"{NAME} needs a config with {name}; found {name} not given")
+        self.config = config
+        self.layer_id = next(_numbers) if layer_id is None else layer_id
+        self.generator: torch.Generator | None = None
+        if config.seed >= 0:
+            self.generator = torch.Generator().manual_seed(config.seed + self.layer_id)
+        if device is None and config.local_rank >= 0:
+            device = get_accelerator().device(config.local_rank)
+        if dtype is None and config.fp16:
+            dtype = torch.float16
+        for name, shape in _shapes(config.hidden_size, config.intermediate_size).items():
+            self.register_parameter(
+                name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            )
+        self.reset_parameters()
+        weights, biases = self.parts()
+        _fill("initial_weights", weights, initial_weights)
+        _fill("initial_biases", biases, initial_biases)
+        self.train(config.training)
+        self._pieces = OpPieces(
+            config.normalize_invertible, config.gelu_checkpoint, config.attn_dropout_checkpoint
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """New weights, from torch's default generator."""
+        config = self.config
+        std = _INITIALIZER_RANGE if config.initializer_range < 0 else config.initializer_range
+        onto_stream = std
+        if config.adjust_init_range and config.num_hidden_layers > 0:
+            onto_stream = std / math.sqrt(2 * config.num_hidden_layers)
+        stds = {"attn_qkvw": std, "inter_w": std, "attn_ow": onto_stream, "output_w": onto_stream}
+        for name, parameter in self.named_parameters():
+            if name in stds:
+                parameter.normal_(0, stds[name])
+            else:
+                parameter.fill_(1 if name in ("attn_nw", "norm_w") else 0)
+
+    def parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """(weights, biases), each as the eight tensors of :data:`PARTS`: those of query, key and
+        value are views of one parameter."""
+        weights = [*self.attn_qkvw.chunk(3), self.attn_ow, self.attn_nw, self.inter_w]
+        biases = [*self.attn_qkvb.chunk(3), self.attn_ob, self.attn_nb, self.inter_b]
+        return [*weights, self.output_w, self.norm_w], [*biases, self.output_b, self.norm_b]
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        head_mask: Any = None,
+        layer_head_mask: Any = None,
+        encoder_hidden_states: Any = None,
+        encoder_attention_mask: Any = None,
+        past_key_value: Any = None,
+        output_attentions: bool = False,
+        grads: list[Any] | None = None,
+        **others: Any,
+    ) -> Tensor | tuple[Tensor]:
+        """hidden_states ``[B, S, H]`` to the same, or to ``(that,)`` with ``return_tuple``.
+
+        ``attention_mask`` broadcasts to ``[B, heads, S, S]`` from dimensions of 1, the last one
+        always S. It is added to the scores; of bool, True stands for what is seen. Queries that
+        see nothing attend to nothing: 0.
+
+        ``grads`` is appended ``[gradient, tag]`` as each parameter's gradient by this forward is
+        computed. ``head_mask`` and what follows it, and any other keyword of transformers' layers,
+        must be None or False: OpArgumentError.
+        """
+        unserved = {
+            "head_mask": head_mask, "layer_head_mask": layer_head_mask,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask, "past_key_value": past_key_value,
+            "output_attentions": output_attentions, **others,
+        }  # fmt: skip
+        refuse_unserved(unserved)
+        mask = self.prepared(hidden_states, attention_mask)
+        weights: list[Tensor] = list(self.parameters())
+        if grads is not None:
+            weights = watched(weights, grads)
+        options = self.config.op_options(self.training)
+        seeds = self.seeds(options, hidden_states.device)
+        with self.resolution():
+            y = transformer.layer(self._pieces, hidden_states, weights, mask, seeds, **options)
+        return (y,) if self.config.return_tuple else y
+
+    def prepared(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The mask to be added, in x's dtype; OpArgumentError unless x and it fit the layer."""
+        own, hidden = self.attn_qkvw, self.config.hidden_size
+        checks.refuse_nontensor(NAME, {"hidden_states": x}, optional=())
+        if x.dim() != 3 or x.shape[2] != hidden:
+            raise OpArgumentError(
+                f"{NAME}: hidden_states must be [B, S, {hidden}]; found {checks.describe(x)}"
+            )
+        fits = x.device == own.device
+        if fits and x.dtype is not own.dtype:
+            fits = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+        if not fits:
+            raise OpArgumentError(
+                f"{NAME}: hidden_states must have the parameters' dtype and device; found "
+                f"{checks.describe(x)} beside {checks.describe(own)}; move or cast one of them"
+            )
+        if mask is None:
+            return None
+        checks.refuse_nontensor(NAME, {"attention_mask": mask}, optional=())
+        if mask.dtype is not torch.bool and not mask.is_floating_point():
+            raise OpArgumentError(
+                f"{NAME}: attention_mask must be floating point, to be added to the scores, or "
+                f"bool, True where a key is seen; found {checks.describe(mask)}"
+            )
+        require_mask(mask, x, self.config.heads)
+        if mask.device != x.device:
+            raise OpArgumentError(
+                f"{NAME}: attention_mask must be on hidden_states' device; found "
+                f"{checks.describe(mask)} beside {checks.describe(x)}; move one of them"
+            )
+        if mask.dtype is torch.bool:
+            return torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
+        return mask.to(x.dtype)
+
+    def seeds(self, options: dict[str, Any], device: torch.device) -> Tensor | None:
+        """Three new numbers for dropout, on ``device``; None if the options drop nothing."""
+        if options["attn_dropout"] == options["hidden_dropout"] == 0:
+            return None
+        if self.generator is not None and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                f"{NAME}: computed again within a backward, with a generator of its own (from "
+                "config.seed), which activation checkpointing does not restore: other elements "
+                "would be dropped; set layer.generator = None, or use the layer's memory flags"
+            )
+        drawn = torch.randint(2**63 - 1, (3,), generator=self.generator, device=HOST)
+        return drawn.to(device)
+
+    @contextmanager
+    def resolution(self) -> Iterator[None]:
+        """Where this layer's ops are resolved: shape-invariant or not, if ``stochastic_mode``."""
+        # torch.compile traces no context variable; there the permission is not made use of.
+        if not self.config.stochastic_mode or torch.compiler.is_compiling():
+            yield
+            return
+        with ops.use(exact=False):
+            yield
+
+    def extra_repr(self) -> str:
+        config = self.config
+        return (
+            f"hidden_size={config.hidden_size}, intermediate_size={config.intermediate_size}, "
+            f"heads={config.heads}, act={config.act!r}, pre_layer_norm={config.pre_layer_norm}"
+        )
+
+
+# What initial weights and biases are of, in order.
+PARTS = (
+    "query", "key", "value", "attention's output", "attention's norm", "the inner layer",
+    "the outer layer", "the last norm",
+)  # fmt: skip
+_TAGS = (
+    "V_W", "V_B", "O_W", "O_B", "N2_W", "N2_B", "int_W", "int_B", "out_W", "out_B", "norm_W",
+    "norm_B",
+)  # fmt: skip
+
+
+def _shapes(hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
+    """Of the parameters, in the order of the op."""
+    return {
+        "attn_qkvw": (3 * hidden, hidden), "attn_qkvb": (3 * hidden,),
+        "attn_ow": (hidden, hidden), "attn_ob": (hidden,),
+        "attn_nw": (hidden,), "attn_nb": (hidden,),
+        "inter_w": (inner, hidden), "inter_b": (inner,),
+        "output_w": (hidden, inner), "output_b": (hidden,),
+        "norm_w": (hidden,), "norm_b": (hidden,),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def _fill(given: str, places: Sequence[Tensor], tensors: Sequence[Tensor] | None) -> None:
+    """Copy ``tensors`` to ``places``, one for each of :data:`PARTS`; None for what is there."""
+    if tensors is None:
+        return
+    if len(tensors) != len(PARTS):
+        raise OpArgumentError(
+            f"{NAME}: {given} must be {len(PARTS)} tensors, of {', '.join(PARTS)}; found "
+            f"{len(tensors)}"
+        )
+    for part, place, tensor in zip(PARTS, places, tensors):
+        if tensor.shape != place.shape:
+            raise OpArgumentError(
+                f"{NAME}: of {given}, that of {part} must be {list(place.shape)}; found "
+                f"{checks.describe(tensor)}"
+            )
+    for place, tensor in zip(places, tensors):
+        place.copy_(tensor)
+
+
+def refuse_unserved(arguments: dict[str, Any]) -> None:
+    """OpArgumentError for an argument that asks for something."""
+    asked = [name for name, value in arguments.items() if value is not None and value is not False]
+    if asked:
+        raise OpArgumentError(
+            f"{NAME}: {', '.join(asked)} cannot be served; leave it None. It attends to "
+            "hidden_states alone, through attention_mask, and returns no probabilities"
+        )
+
+
+def watched(weights: Sequence[Tensor], grads: list[Any]) -> list[Tensor]:
+    """The weights, by other names, of which each appends its gradient to ``grads`` with its tag."""
+
+    def watch(weight: Tensor, tag: str) -> Tensor:
+        alias = weight.view_as(weight)  # a hook on the parameter itself would stay there
+        if alias.requires_grad:
+            # A copy: the parameter accumulates into what it got first.
+            alias.register_hook(lambda grad: grads.append([grad.clone(), tag]))
+        return alias
+
+    return [watch(weight, tag) for weight, tag in zip(weights, _TAGS, strict=True)]

