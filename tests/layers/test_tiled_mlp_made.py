@@ -36,7 +36,7 @@ ACTIVATIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("held", "name"), ACTIVATIONS, ids=[str(h) for h, _ in ACTIVATIONS])
+@pytest.mark.parametrize(("held", "name"), ACTIVATIONS)
 def test_torch_s_activations_are_known(held, name):
     plain = Plain()
     plain.act_fn = held

@@ -1,4 +1,5 @@
-"""TiledMLP over two processes: each gradient is reduced once, whatever the ranks' lengths."""
+"""TiledMLP and TiledCrossEntropy over two processes: each gradient is reduced once, whatever the
+ranks' lengths."""
 
 import socket
 
@@ -13,35 +14,43 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from accel import ops, testing
-from accel.layers.tiled_mlp import TiledMLP
+from accel.layers import TiledCrossEntropy, TiledMLP, cross_entropy
 
 LENGTHS = {"equal": (6, 6), "different": (3, 11), "none": (0, 5)}  # 2, 4 and no tiles among them
 WAYS = ("ddp", "fsdp2")
 
 
-def model():
-    """An MLP between layers of other kinds, as in a model."""
-    torch.manual_seed(0)
-    mlp = tiled(Plain(bias=True), tile_rows=3)
-    return nn.Sequential(nn.Linear(5, 5, dtype=torch.float64), mlp, nn.Tanh())
+class Model(nn.Module):
+    """An MLP between layers of other kinds, and a head with its loss."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        mlp = tiled(Plain(bias=True), tile_rows=3)
+        self.body = nn.Sequential(nn.Linear(5, 5, dtype=torch.float64), mlp, nn.Tanh())
+        self.head = TiledCrossEntropy(5, 11, bias=True, reduction="sum", dtype=torch.float64)
+
+    def forward(self, x, targets):
+        return self.head(self.body(x), targets)
 
 
 def wrapped(way):
-    whole = model()
+    whole = Model()
     if way == "ddp":
         return DistributedDataParallel(whole)
     mesh = init_device_mesh("cpu", (2,))
-    for part in whole:
-        if isinstance(part, TiledMLP):
+    for part in whole.modules():
+        if isinstance(part, (TiledMLP, TiledCrossEntropy)):
             fully_shard(part, mesh=mesh)
     return fully_shard(whole, mesh=mesh)
 
 
 def loss(module, length):
-    return module(made(2, length, 5)).square().sum()
+    return module(made(2, length, 5), torch.arange(2 * length).reshape(2, length) % 11)
 
 
 def work(rank, port, found):
+    cross_entropy.BLOCK_BYTES = 4 * 11 * 4  # four tokens a block
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         with testing.installed(testing.fake_backend()), ops.use(exact=False):
@@ -83,7 +92,7 @@ def found(tmp_path_factory):
 @pytest.mark.usefixtures("torch_serves")
 def test_gradients_are_the_mean_of_what_each_rank_has_alone(found, way, lengths):
     grads, fired = torch.load(found / f"{way}.{lengths}")
-    alone = model()
+    alone = Model()
     (sum(loss(alone, length) for length in LENGTHS[lengths]) / 2).backward()
     assert_equal(grads, {name: p.grad for name, p in alone.named_parameters()})
     if way == "ddp":  # under FSDP2 autograd knows the gathered parameters, not these
