@@ -89,7 +89,7 @@ def test_an_unknown_instruction_set_is_refused_by_name():
 def on_this_instruction_set():
     from instruction_sets import assert_samples_are_right
 
-    from accel.contracts import CONTRACTS
+    from accel_cpu import builders
 
     with torch.no_grad(), ops.use(NATIVE):
         ops.linear(torch.ones(1, 1), torch.ones(1, 1))
@@ -97,8 +97,11 @@ def on_this_instruction_set():
         for dtype in DTYPES:
             x, w = cancelling(1024, 100, dtype, 0), cancelling(33, 100, dtype, 1)
             print(rows_differing(lambda rows, w=w: ops.linear(rows, w), x))
-        for name in CONTRACTS:
-            assert_samples_are_right(getattr(torch.ops.accel_cpu_kernels, f"{name}_native"), name)
+        for family in ("LinearBuilder", "TransformerBuilder", "TilingBuilder"):
+            builder = getattr(builders, family)()
+            for impl in builder.impls:
+                if impl.id == "accel_cpu.native":
+                    assert_samples_are_right(builder.load(impl), impl.op)
 
 
 if __name__ == "__main__":
