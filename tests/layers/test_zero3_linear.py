@@ -80,6 +80,16 @@ def test_derivatives_of_second_order_are_right(shape):
     assert torch.autograd.gradgradcheck(zero3_linear_wrap, leaves)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_function_itself_and_its_keyword(bias):
+    x, w, b = (drawn(*s).requires_grad_() for s in ((2, 3), (4, 3), (4,)))
+    want = results(F.linear, x, w, b) if bias else results(F.linear, x, w)
+    args = (x, w, b) if bias else (x, w)
+    assert_twins(results(LinearFunctionForZeroStage3.apply, *args), want)
+    named = lambda x, w, *b: zero3_linear_wrap(x, w, **{"bias": t for t in b})  # noqa: E731
+    assert_twins(results(named, *args), want)
+
+
 def test_tensors_without_values_have_gradients_too():
     x, w = (torch.ones(*s, device="meta", requires_grad=True) for s in ((2, 3, 4), (5, 4)))
     dx, dw = torch.autograd.grad(zero3_linear_wrap(x, w).sum(), (x, w))
