@@ -163,16 +163,18 @@ def test_autocast_leaves_slopes_in_what_is_computed_in():
 
 
 @pytest.mark.usefixtures("torch_serves")
-def test_all_of_it_compiles_with_its_gradient():
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_all_of_it_compiles_with_its_gradient(dynamic):
     torch.compiler.reset()
     named = CASES["everything"]
+    options = {n: named[n] for n in ("scale", "window", "softcap", "dropout")}
 
     def step(q, k, v, mask, slopes, seed):
-        options = {n: named[n] for n in ("scale", "window", "softcap", "dropout")}
         return ops.attention(q, k, v, SPANS, mask, slopes, seed, **options).square().sum()
 
-    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    for seed in (SEED, SEED + 1):
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for seed, dropout in ((SEED, 0.3), (SEED + 1, 0.3), (SEED, 0.1)):
+        options["dropout"] = dropout
         leaves = [t.requires_grad_() for t in (*qkv(), named["mask"].clone(), SLOPES.clone())]
         got = torch.autograd.grad(compiled(*leaves, seed), leaves)
         torch.testing.assert_close(got, torch.autograd.grad(step(*leaves, seed), leaves))

@@ -54,7 +54,18 @@ WITH_ROWS = {
 
 
 def layouts_and_acts(op):
-    kinds = ("layout", "act", "eps", "tiny", "large", "out", "interleaved", "two_way", "scaled")
+    kinds = (
+        "layout",
+        "act",
+        "eps",
+        "tiny",
+        "large",
+        "out",
+        "interleaved",
+        "two_way",
+        "scaled",
+        "everything",
+    )
     return [s for s in CONTRACTS[op].samples() if s.name.startswith(kinds)]
 
 

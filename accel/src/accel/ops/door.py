@@ -181,17 +181,24 @@ def _traced(
     """Under torch.compile the implementation is resolved once, while tracing, from metadata.
 
     ``told`` are the options without those that no implementation may refuse by: a number among
-    them may be a symbol here. A whole number that one may refuse by is made a constant.
+    them may be a symbol here. Those that one may refuse by are made constants.
     """
     key = contract.key(tensors)
     if torch.is_autocast_enabled(key.device.type):
         with torch.autocast(key.device.type, enabled=False):
             return _traced(contract, _cast(contract, tensors), options, told, present)
     grad = _records(tensors)
-    known = tuple(operator.index(o) if type(o) is int else o for o in told)
+    known = tuple(map(_constant, told))
     namespace, name = _resolved(contract.name, key.device, key.dtype, grad, known, present)
     op = getattr(getattr(torch.ops, namespace), name).default
     return op(*tensors, *options)
+
+
+def _constant(option: Any) -> Any:
+    """A number that dynamo has as a symbol becomes its value where Python must know it."""
+    if type(option) is int:
+        return operator.index(option)
+    return option.__float__() if type(option) is float else option
 
 
 def _resolved(

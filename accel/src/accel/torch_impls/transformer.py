@@ -40,7 +40,15 @@ def attention(
         return y
     sizes, scale = (q.shape[0], k.shape[0]), scale_of(q, scale)
     if softcap is None and dropout == 0 and (slopes is None or q.dtype is WIDE[q.dtype]):
-        for run in runs(spans, *sizes, causal, window, mask):
+        # What is added to scores may be as large as they are, of one head at least.
+        plain = mask is None and slopes is None and window is None
+        added_heads = 1 if slopes is None else q.shape[1]
+        parts = (
+            runs(spans, *sizes, causal)
+            if plain
+            else blocks(spans, *sizes, added_heads, causal, window, mask)
+        )
+        for run in parts:
             found = _by_torch(run, q, k, v, mask, slopes, scale)
             if run.count * found.shape[2] == len(q):  # all there is
                 return found.transpose(1, 2).flatten(0, 1)
