@@ -265,7 +265,8 @@ TRANSFORMER_LAYER = Contract(
     "Tensor? mask=None, Tensor? seed=None, int heads=1, bool pre_norm=True, bool causal=False, "
     'str act="gelu_tanh", float eps=1e-12, float attn_dropout=0.0, float hidden_dropout=0.0)'
     " -> Tensor",
-    options=(),
+    options=("heads", "pre_norm", "causal", "act", "attn_dropout", "hidden_dropout"),
+    presence=("mask",),
     check=check,
     fits=fits,
     fake=fake,

@@ -41,9 +41,10 @@ class TransformerLayer(OpLayer):
     Dropout's bits come from three numbers drawn per forward, and none if nothing is dropped: from
     ``generator`` (a :class:`torch.Generator` of the host) or, where that is None, torch's default
     one, whose state activation checkpointing restores before it computes the layer again. A
-    generator of the layer's own cannot be restored so, and such a forward is refused. With
-    ``config.seed`` of 0 or more the layer has one from the start, seeded with it and ``layer_id``,
-    which numbers the layers of a process in the order they are made unless it is given.
+    generator of the layer's own cannot be restored so, and such a forward is refused; nor does
+    ``torch.compile`` trace one. With ``config.seed`` of 0 or more the layer has one from the start,
+    seeded with it plus ``layer_id``, which numbers the layers of a process in the order they are
+    made unless it is given. A copy of the layer has a copy of the generator: it drops the same.
 
     Bits do not depend on the length: padding at the end drops nothing else and draws no more.
     """

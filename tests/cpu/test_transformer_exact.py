@@ -1,0 +1,58 @@
+"""The transformer layer over native kernels: a sequence's bits are its own."""
+
+import pytest
+import torch
+
+from accel import ops
+from accel.layers.transformer import TransformerLayer, TransformerLayerConfig
+
+H = 48
+
+
+@pytest.fixture(autouse=True)
+def _exact_or_refused():
+    with torch.no_grad(), ops.use(strict=True):
+        yield
+
+
+def made(dtype, **settings):
+    torch.manual_seed(0)
+    config = TransformerLayerConfig(
+        hidden_size=H, intermediate_size=100, heads=3, hidden_dropout_ratio=0.2,
+        initializer_range=0.2, **settings
+    )  # fmt: skip
+    return TransformerLayer(config, dtype=dtype), torch.randn(3, 7, H).to(dtype)
+
+
+def run(layer, x):
+    torch.manual_seed(1)
+    return layer(x)
+
+
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+each_norm = pytest.mark.parametrize("pre_layer_norm", [True, False])
+
+
+@each_norm
+@each_dtype
+def test_padding_at_the_end_changes_no_bit_where_none_looks_ahead(dtype, pre_layer_norm):
+    layer, x = made(dtype, causal=True, pre_layer_norm=pre_layer_norm)
+    padded = torch.cat([x, torch.full((3, 30, H), 7.0, dtype=dtype)], 1)
+    assert torch.equal(run(layer, padded)[:, :7], run(layer, x))
+
+
+@each_norm
+@each_dtype
+def test_other_sequences_change_no_bit(dtype, pre_layer_norm):
+    layer, x = made(dtype, pre_layer_norm=pre_layer_norm)
+    want = run(layer, x)
+    assert torch.equal(run(layer, x[:1]), want[:1])
+    assert torch.equal(run(layer, torch.cat([x, -x]))[:3], want)
+
+
+@each_dtype
+def test_a_recorded_forward_has_the_bits_of_one_that_is_not(dtype):
+    layer, x = made(dtype)
+    want = run(layer, x)
+    with torch.enable_grad():
+        assert torch.equal(run(layer, x), want)
