@@ -55,9 +55,6 @@ WRONG = {
     "rms_norm": {"eps": 1e-3, "w": None, "x": lambda x: x + 0.05},
     "layer_norm": {"eps": 1e-3, "w": None, "b": None, "x": lambda x: x * torch.arange(x.shape[-1])},
     "rotary": {"interleaved": True, "sin": lambda sin: -sin, "cos": lambda cos: cos * 1.02},
-    "add_norm": {"residual": lambda residual: residual * 1.02, "w": None, "eps": 1e-3},
-    "bias_act": {"act": "gelu", "b": None, "x": lambda x: x * 1.01},
-    "softmax": {"scale": 1.5, "mask": None, "x": lambda x: x * 1.02},
     "attention": {
         "causal": False,
         "scale": 0.3,
