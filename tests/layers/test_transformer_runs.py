@@ -113,13 +113,15 @@ def _compile_afresh():
 def test_it_compiles_whole_with_its_gradients(flags):
     masked = flags == FLAGS
     layer = made(config(**DROPS, pre_layer_norm=masked, **dict.fromkeys(flags, True)))
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    x, mask = drawn(2, 5, 8).requires_grad_(), drawn(2, 1, 1, 5) if masked else None
-    torch.manual_seed(1)
-    want = torch.autograd.grad(layer(x, mask).square().sum(), [x, *layer.parameters()])
-    torch.manual_seed(1)
-    found = torch.autograd.grad(compiled(x, mask).square().sum(), [x, *layer.parameters()])
-    torch.testing.assert_close(found, want)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch, length in ((2, 5), (3, 9)):
+        x = drawn(batch, length, 8).requires_grad_()
+        mask = drawn(batch, 1, 1, length) if masked else None
+        torch.manual_seed(1)
+        want = torch.autograd.grad(layer(x, mask).square().sum(), [x, *layer.parameters()])
+        torch.manual_seed(1)
+        found = torch.autograd.grad(compiled(x, mask).square().sum(), [x, *layer.parameters()])
+        torch.testing.assert_close(found, want)
 
 
 @pytest.mark.usefixtures("_compile_afresh")

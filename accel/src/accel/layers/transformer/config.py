@@ -181,12 +181,20 @@ class TransformerLayerConfig(TransformerConfig):
 
     def op_options(self, training: bool) -> dict[str, Any]:
         """The options of :func:`accel.ops.transformer_layer`; only training drops anything."""
+        attn_dropout, hidden_dropout = (
+            max(ratio, 0.0) if training else 0.0
+            for ratio in (self.attn_dropout_ratio, self.hidden_dropout_ratio)
+        )
+        # __float__: a constant, where torch.compile would make it a symbol.
         return {
-            "heads": self.heads, "pre_norm": self.pre_layer_norm, "causal": self.causal,
-            "act": self.act, "eps": self.layer_norm_eps,
-            "attn_dropout": max(self.attn_dropout_ratio, 0.0) if training else 0.0,
-            "hidden_dropout": max(self.hidden_dropout_ratio, 0.0) if training else 0.0,
-        }  # fmt: skip
+            "heads": self.heads,
+            "pre_norm": self.pre_layer_norm,
+            "causal": self.causal,
+            "act": self.act,
+            "eps": self.layer_norm_eps.__float__(),
+            "attn_dropout": attn_dropout.__float__(),
+            "hidden_dropout": hidden_dropout.__float__(),
+        }
 
 
 def _decoded(data: bytes) -> str:

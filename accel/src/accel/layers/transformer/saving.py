@@ -117,9 +117,12 @@ class InvertibleNorm(_Piece):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_scale: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_scale: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         y, scale, w, b = ctx.saved_tensors
         dtype, wide = y.dtype, scale.dtype
+        grad = torch.zeros_like(y) if grad is None else grad
         grad, y, w, b = (t.to(wide) for t in (grad, y, w, b))
         normal = (y - b) / w
         g = grad * w
@@ -127,12 +130,7 @@ class InvertibleNorm(_Piece):
         if grad_scale is not None:  # of a second derivative
             dx = dx - grad_scale * scale * scale * normal / y.shape[-1]
         leading = tuple(range(y.dim() - 1))
-        return (
-            dx.to(dtype),
-            (grad * normal).sum(leading),
-            grad.sum(leading),
-            None,
-        )
+        return dx.to(dtype), (grad * normal).sum(leading), grad.sum(leading), None
 
 
 class ActLinear(_Piece):
@@ -183,17 +181,16 @@ class Attention(_Piece):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_p: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, grad_p: Tensor | None) -> tuple[Tensor | None, ...]:
         """With scores s, probabilities p, what dropout makes of them d(p), and y = d(p) v:
         dp = d(dy v^T), ds = p (dp - sum(p dp))."""
         q, k, v, mask, seed, p = ctx.saved_tensors
         with torch.autocast(q.device.type, enabled=False):
             if p is None:
                 p = _probabilities(q, k, ctx.batch, mask, ctx.causal)
-            scale, (q, k, v, dy) = (
-                scale_of(q, None),
-                (_by_head(t, ctx.batch) for t in (q, k, v, grad)),
-            )
+            scale = scale_of(q, None)
+            dy = torch.zeros_like(v) if grad is None else grad  # p may be all that matters
+            q, k, v, dy = (_by_head(t, ctx.batch) for t in (q, k, v, dy))
             dropped, dp = p, dy @ v.mT
             if ctx.dropout > 0:
                 factor = _survivors(seed, p, ctx.dropout)
@@ -202,9 +199,7 @@ class Attention(_Piece):
                 dp = dp + grad_p
             ds = p * (dp - (p * dp).sum(-1, keepdim=True))
             dq, dk, dv = (ds @ k) * scale, (ds.mT @ q) * scale, dropped.mT @ dy
-        d_mask = (
-            ds.sum_to_size(mask.shape) if mask is not None and ctx.needs_input_grad[4] else None
-        )
+        d_mask = ds.sum_to_size(mask.shape) if ctx.needs_input_grad[4] else None
         return *map(_by_row, (dq, dk, dv)), None, d_mask, None, None, None, None
 
 
