@@ -185,5 +185,6 @@ def test_the_fallback_of_linear_is_the_reference():
     found = op.linear_fallback(*arguments, False, 10000)
     assert torch.equal(found, want)
     turned = op.linear_fallback(x, w.t().contiguous(), *arguments[2:], True, 10000)
-    assert torch.equal(turned, want), "its flag is heeded, whatever the config says"
+    # Its flag is heeded, whatever the config says. A product may sum a turned weight otherwise.
+    torch.testing.assert_close(turned, want)
     assert found.shape == (3, 2, 2, 3, 32)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import checks, inputs, linear
-from accel.contracts.activation import activate, slope
+from accel.contracts.activation import activate, slope_times
 from accel.contracts.contract import BadInput, Contract, Cost, Sample
 
 NAME = "gated_linear"
@@ -71,7 +71,7 @@ def backward(
     up = linear.reference(x, w_up, b_up, None, wide)
     grad = grad.to(wide)
     d_up = (grad * activate(gate, act)).to(x.dtype)
-    d_gate = (grad * up * slope(gate, act)).to(x.dtype)
+    d_gate = slope_times(grad * up, gate, act).to(x.dtype)
     through_gate = linear.backward(
         d_gate, (needs[0], needs[1], needs[3]), x, w_gate, b_gate, None, None
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import checks, inputs
-from accel.contracts.activation import activate, slope
+from accel.contracts.activation import activate, slope_times
 from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance, rounded_once
 
 NAME = "linear"
@@ -71,7 +71,7 @@ def backward(
     """With an activation the product is computed again, in fp32, rather than kept."""
     if act is not None:
         wide = checks.WIDE[x.dtype]
-        grad = grad.to(wide) * slope(reference(x, w, b, None, wide), act)
+        grad = slope_times(grad.to(wide), reference(x, w, b, None, wide), act)
     grad = grad.to(x.dtype)
     # Counted, since -1 cannot be inferred beside a dimension of 0.
     m = math.prod(x.shape[:-1])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import checks, gated_linear, inputs, linear
-from accel.contracts.activation import activate, slope
+from accel.contracts.activation import activate, slope_times
 from accel.contracts.contract import BadInput, Contract, Cost, Sample, Tolerance, rounded_twice
 from accel.errors import OpArgumentError
 
@@ -142,12 +142,12 @@ def backward(
         if d_hidden is None:
             return None
         d_hidden = d_hidden.to(wide)
-        by_up = slope(up, act) if gate is None else active
-        dx = through(d_hidden * by_up, x, w_up, needs[0], 1, 4)
+        d_up = slope_times(d_hidden, up, act) if gate is None else d_hidden * active
+        dx = through(d_up, x, w_up, needs[0], 1, 4)
         if w_gate is None:
             return dx
-        del active, by_up, hidden  # the tile's memory is at its highest next
-        dx_gate = through(d_hidden * up * slope(turned, act), x, w_gate, needs[0], 3, 6)
+        del active, d_up, hidden  # the tile's memory is at its highest next
+        dx_gate = through(slope_times(d_hidden * up, turned, act), x, w_gate, needs[0], 3, 6)
         return dx if dx is None or dx_gate is None else dx + dx_gate
 
     # Counted, since -1 cannot be inferred beside a dimension of 0.
