@@ -34,9 +34,11 @@ def breaking(report, rule):
 @pytest.mark.parametrize("op", INVARIANT)
 @pytest.mark.parametrize("invariant", [False, True])
 def test_a_planted_copy_without_a_fault_passes(conform, op, invariant):
+    """In one dtype where rows are computed one by one, which takes long."""
     nothing = Fault("nothing", reason="none", where=(), op=op)
+    dtypes = ["bfloat16"] if invariant else ["float32", "bfloat16"]
     with plant(nothing, INVARIANT[op] if invariant else "reference") as planted:
-        status, report = conform(ops=[op], impls=[planted], dtypes=["float32", "bfloat16"])
+        status, report = conform(ops=[op], impls=[planted], dtypes=dtypes)
     assert failures(report) == []
     assert status == 0
     assert {case["ran"] for case in report["cases"]} <= {planted, None}

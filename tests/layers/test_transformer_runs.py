@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 from transformer_twin import F64, FLAGS, config, drawn, made
 
@@ -113,15 +114,20 @@ def _compile_afresh():
 def test_it_compiles_whole_with_its_gradients(flags):
     masked = flags == FLAGS
     layer = made(config(**DROPS, pre_layer_norm=masked, **dict.fromkeys(flags, True)))
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=graphs, fullgraph=True)
     for batch, length in ((2, 5), (3, 9)):
         x = drawn(batch, length, 8).requires_grad_()
         mask = drawn(batch, 1, 1, length) if masked else None
+        for t, dims in ((x, (0, 1)), (mask, (0, 3))):
+            if t is not None:
+                torch._dynamo.mark_dynamic(t, dims)
         torch.manual_seed(1)
         want = torch.autograd.grad(layer(x, mask).square().sum(), [x, *layer.parameters()])
         torch.manual_seed(1)
         found = torch.autograd.grad(compiled(x, mask).square().sum(), [x, *layer.parameters()])
         torch.testing.assert_close(found, want)
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.usefixtures("_compile_afresh")

@@ -20,6 +20,7 @@ from attention_cases import (
     qkv,
     table,
 )
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from accel import ops, testing, torch_impls
 from accel.contracts import ATTENTION
@@ -162,23 +163,51 @@ def test_autocast_leaves_slopes_in_what_is_computed_in():
     assert torch.equal(found, ops.attention(*lowered[:3], SPANS, lowered[3], slopes))
 
 
-@pytest.mark.usefixtures("torch_serves")
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_all_of_it_compiles_with_its_gradient(dynamic):
+@pytest.fixture
+def _compile_afresh():
     torch.compiler.reset()
-    named = CASES["everything"]
-    options = {n: named[n] for n in ("scale", "window", "softcap", "dropout")}
+    yield
+    torch.compiler.reset()
+
+
+def everything(extra=0):
+    """(its leaves, with rows of no span at the end, and its options)"""
+    options = dict(CASES["everything"])
+    rows = (torch.cat([t, t[:extra]]) for t in qkv())
+    leaves = (*rows, options.pop("mask").clone(), options.pop("slopes").clone())
+    del options["seed"]
+    return [t.requires_grad_() for t in leaves], options
+
+
+@pytest.mark.usefixtures("torch_serves", "_compile_afresh")
+def test_all_of_it_compiles_with_its_gradient():
+    leaves, options = everything()
 
     def step(q, k, v, mask, slopes, seed):
         return ops.attention(q, k, v, SPANS, mask, slopes, seed, **options).square().sum()
 
-    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=False)
     for seed, dropout in ((SEED, 0.3), (SEED + 1, 0.3), (SEED, 0.1)):
         options["dropout"] = dropout
-        leaves = [t.requires_grad_() for t in (*qkv(), named["mask"].clone(), SLOPES.clone())]
         got = torch.autograd.grad(compiled(*leaves, seed), leaves)
         torch.testing.assert_close(got, torch.autograd.grad(step(*leaves, seed), leaves))
-    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("torch_serves", "_compile_afresh")
+def test_one_graph_serves_any_number_of_rows_with_its_gradient():
+    def step(leaves, options):
+        q, k, v, mask, slopes = leaves
+        return ops.attention(q, k, v, SPANS, mask, slopes, SEED, **options).square().sum()
+
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, backend=graphs, fullgraph=True)
+    for extra in (0, 3, 5):
+        leaves, options = everything(extra)
+        for t in leaves[:3]:
+            torch._dynamo.mark_dynamic(t, 0)
+        got = torch.autograd.grad(compiled(leaves, options), leaves)
+        torch.testing.assert_close(got, torch.autograd.grad(step(leaves, options), leaves))
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.usefixtures("torch_serves")

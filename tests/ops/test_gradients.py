@@ -139,6 +139,22 @@ def test_arguments_are_kept_as_they_are_and_not_copied(op, tensors, options, cal
     y.sum().backward()
 
 
+@pytest.mark.parametrize("op", [op for op in CONTRACTS if CONTRACTS[op].unread])
+def test_what_the_formula_does_not_read_is_not_kept(op, call):
+    contract = CONTRACTS[op]
+    made = [sample.make(F64, torch.device(testing.HOST)) for sample in contract.samples()]
+    args = max(made, key=lambda args: sum(isinstance(arg, torch.Tensor) for arg in args))
+    tensors = dict(zip(contract.parameters, args[: contract.tensor_count]))
+    contract.key(args).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        call(op, args)
+    places = {t.data_ptr() for t in kept}
+    assert {name for name, t in tensors.items() if t.data_ptr() not in places} == {*contract.unread}
+    in_place_of = [t for t in kept if t.data_ptr() not in {t.data_ptr() for t in tensors.values()}]
+    assert [t.untyped_storage().nbytes() for t in in_place_of] == [F64.itemsize] * len(in_place_of)
+
+
 @each_op
 def test_saved_tensors_may_be_packed_and_unpacked(op, tensors, options, call):
     leaves = [t.clone().requires_grad_() for t in tensors]

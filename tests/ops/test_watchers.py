@@ -189,18 +189,35 @@ def test_a_parameter_or_buffer_is_as_good_as_a_tensor():
         assert torch.equal(ops.linear(x, kind(w)), want)
 
 
+OF_EACH = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+def telling(op):
+    """Samples by name: ``fullest`` with as many arguments given as any, one without rows, and a
+    strided one."""
+    made = {s.name: s.make(torch.float32, HOST) for s in CONTRACTS[op].samples()}
+    defaults = [p.default for p in CONTRACTS[op].parameters.values()]
+
+    def given(args):
+        return sum(isinstance(a, torch.Tensor) or a != d for a, d in zip(args, defaults))
+
+    wanted = ("no_rows", "layout_transposed")
+    others = {name: args for name, args in made.items() if name in wanted}
+    return {"fullest": max(made.values(), key=given), **others}
+
+
 @pytest.mark.parametrize("impl", ["torch", "reference"])
 @pytest.mark.parametrize("op", CONTRACTS)
 def test_opcheck(op, impl, call):
-    wanted = ("odd", "no_rows", "layout_transposed")
+    """What is traced, fake and gradient, is the contract's: by one implementation will do."""
     with ops.use(f"{op}={impl}"):
         call(op, sample(op))  # loads it
         torch_op = getattr(torch.ops.accel, f"{op}_{impl}").default
-        for s in CONTRACTS[op].samples():
-            if s.name in wanted:
-                args = s.make(torch.float32, HOST)
-                CONTRACTS[op].key(args).requires_grad_()
-                torch.library.opcheck(torch_op, args)
+        for name, args in telling(op).items():
+            traced = impl == "torch" and name != "layout_transposed"
+            CONTRACTS[op].key(args).requires_grad_()
+            tests = (*OF_EACH, "test_aot_dispatch_dynamic") if traced else OF_EACH
+            torch.library.opcheck(torch_op, args, test_utils=tests)
 
 
 def test_a_torch_op_may_be_called_with_its_defaults_left_out():

@@ -27,6 +27,8 @@ spans_unread.py         the same where spans' values cannot be read
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -54,13 +56,24 @@ def reference(
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:  # [M, H, E]
+    y = q.new_zeros((q.shape[0], q.shape[1], v.shape[2]), dtype=WIDE[q.dtype])
+    for part in _parts(q, k, spans, mask, causal, window):
+        scoring = Scoring.of(
+            part, q.shape[1], mask, slopes, seed, scale_of(q, scale), softcap, dropout
+        )
+        y = part.add_rows(y, attended(*operands(part, q, k, v), scoring))
+    return y.to(q.dtype)
+
+
+def _parts(
+    q: Tensor, k: Tensor, spans: Tensor, mask: Tensor | None, causal: bool, window: int | None
+) -> Iterable[Part]:
+    """Block by block where the spans can be read: less work, and a NaN among a span's values stays
+    in that span, where a product with all values takes it, times 0, to every query."""
+    m, heads, n = *q.shape[:2], k.shape[0]
     if readable(spans):
-        ranges(spans, q.shape[0], k.shape[0], mask)
-    whole = Whole(spans, q.shape[0], k.shape[0], causal, window)
-    scoring = Scoring.of(
-        whole, q.shape[1], mask, slopes, seed, scale_of(q, scale), softcap, dropout
-    )
-    return attended(*operands(whole, q, k, v), scoring).squeeze(0).transpose(0, 1).to(q.dtype)
+        return blocks(spans, m, n, heads, causal, window, mask)
+    return [Whole(spans, m, n, causal, window)]
 
 
 def scale_of(q: Tensor, scale: float | None) -> float:
@@ -184,20 +197,14 @@ def backward(
     mask: Tensor | None, slopes: Tensor | None, seed: Tensor | None, causal: bool,
     scale: float | None, window: int | None, softcap: float | None, dropout: float,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Probabilities are computed again, a block at a time where the spans can be read, and
-    gradients are summed in fp32."""
-    m, n, heads, wide = q.shape[0], k.shape[0], q.shape[1], WIDE[q.dtype]
-    parts = (
-        blocks(spans, m, n, heads, causal, window, mask)
-        if readable(spans)
-        else [Whole(spans, m, n, causal, window)]
-    )
+    """Probabilities are computed again, a part at a time, and gradients are summed in fp32."""
+    heads, wide = q.shape[1], WIDE[q.dtype]
     dq, dk, dv, dmask, dslopes = (
         t.new_zeros(t.shape, dtype=wide) if need and t is not None else None
         for t, need in zip((q, k, v, mask, slopes), (*needs[:3], *needs[4:6]))
     )
     asked = (*needs[:3], dmask is not None or dslopes is not None)
-    for part in parts:
+    for part in _parts(q, k, spans, mask, causal, window):
         scoring = Scoring.of(part, heads, mask, slopes, seed, scale_of(q, scale), softcap, dropout)
         dy = part.rows(grad).to(wide).contiguous()
         of_q, of_k, of_v, of_scores = gradient(dy, asked, *operands(part, q, k, v), scoring)

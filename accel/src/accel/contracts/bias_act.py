@@ -17,7 +17,7 @@ NAME = "bias_act"
 
 def biased(x: Tensor, b: Tensor | None) -> Tensor:
     """``x + b``, wide."""
-    z = x.to(torch.promote_types(x.dtype, torch.float32))
+    z = x.to(checks.WIDE[x.dtype])
     return z if b is None else z + b.to(z.dtype)
 
 

@@ -107,7 +107,7 @@ def backward(
     """What was dropped is worked out again from the seed."""
     dx = db = None
     if needs[0] or needs[2]:
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = checks.WIDE[x.dtype]
         dz = _dropped(grad.to(wide), seed, rows, p)
         dx = dz.to(x.dtype) if needs[0] else None
         db = dz.sum_to_size(x.shape[-1:]).to(x.dtype) if needs[2] else None
@@ -202,4 +202,5 @@ DROPOUT_ADD = Contract(
     bad_inputs=bad_inputs,
     cost=cost,
     rowwise=False,  # a row's default number is its place
+    unread=("x", "residual", "b"),
 )

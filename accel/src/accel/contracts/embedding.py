@@ -118,4 +118,5 @@ EMBEDDING = Contract(
     bad_inputs=bad_inputs,
     cost=cost,
     keyed_by="w",
+    unread=("w",),
 )

@@ -44,7 +44,7 @@ def reference(
     softcap: float | None = None,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:  # [...], [...] in fp32, or fp64 of fp64
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = checks.WIDE[x.dtype]
     z = x.to(wide) if w is None else linear.reference(x, w, b, None, wide)
     return of_logits(Adjustment(scale, softcap, temperature)(z), ids)
 
@@ -90,7 +90,7 @@ def fake(
     x: Tensor, ids: Tensor, w: Tensor | None = None, b: Tensor | None = None, scale: float = 1.0,
     softcap: float | None = None, temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = checks.WIDE[x.dtype]
     return x.new_empty(ids.shape, dtype=wide), x.new_empty(ids.shape, dtype=wide)
 
 
@@ -101,7 +101,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """With w the logits are computed again, a tile at a time, rather than kept; each tile of w gets
     its gradient in one product per block of rows."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = checks.WIDE[x.dtype]
     # Counted, since -1 cannot be inferred beside a dimension of 0.
     m = math.prod(x.shape[:-1])
     flat, at = x.reshape(m, x.shape[-1]), ids.reshape(m)
@@ -163,7 +163,7 @@ def _head_gradient(
 
 
 def _wide(b: Tensor | None, columns: slice) -> Tensor | None:
-    return None if b is None else b[columns].to(torch.promote_types(b.dtype, torch.float32))
+    return None if b is None else b[columns].to(checks.WIDE[b.dtype])
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -177,7 +177,7 @@ def cost(x: Tensor, ids: Tensor, w: Tensor | None = None, *rest: Any) -> Cost:
     m = ids.numel()
     v = x.shape[-1] if w is None else w.shape[0]
     read = (x.numel() + (0 if w is None else w.numel())) * x.element_size()
-    results = 2 * m * torch.promote_types(x.dtype, torch.float32).itemsize
+    results = 2 * m * checks.WIDE[x.dtype].itemsize
     product = 0 if w is None else 2 * x.numel() * v
     # Of each logit: less the maximum, exponential, sum, and product with itself, summed.
     return Cost(bytes=read + m * ids.element_size() + results, flops=product + 5 * m * v)

@@ -31,7 +31,7 @@ def reference(
     act: str | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:  # [..., N]
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(checks.WIDE[x.dtype])
     normed = normalised(wide, norm_w, norm_b, kind, eps)
     return linear.reference(normed, w, b, act, out_dtype or x.dtype)
 

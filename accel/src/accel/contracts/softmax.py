@@ -21,7 +21,7 @@ NAME = "softmax"
 
 def scores(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """``x * scale + mask``, wide."""
-    z = x.to(torch.promote_types(x.dtype, torch.float32))
+    z = x.to(checks.WIDE[x.dtype])
     if scale != 1.0:
         z = z * scale
     return z if mask is None else z + mask.to(z.dtype)

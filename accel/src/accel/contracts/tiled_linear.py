@@ -27,7 +27,7 @@ def reference(
     partial: Tensor | None = None,  # [..., N], x's dtype or the one x is computed in
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:  # [..., N]
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = checks.WIDE[x.dtype]
     z = linear.reference(x, w, b, None, wide)
     if partial is not None:
         z = partial.to(wide) + z

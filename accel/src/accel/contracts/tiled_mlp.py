@@ -44,7 +44,7 @@ def reference(
     tile_rows: int = 1024,
 ) -> Tensor:  # [..., N]
     """All rows at once: tiles are a matter of memory, and change no result."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = checks.WIDE[x.dtype]
     if w_gate is None:
         hidden = linear.reference(x, w_up, b_up, act, wide)
     else:
@@ -117,7 +117,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Each tile's intermediate is computed again. Shares in a weight's gradient are added where the
     first of them lies, which autograd may record: nothing keeps the value of a sum."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = checks.WIDE[x.dtype]
     sums: dict[int, Tensor] = {}  # by the argument's place
 
     def through(

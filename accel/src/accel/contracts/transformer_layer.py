@@ -213,7 +213,7 @@ def samples() -> Iterable[Sample]:
         return Sample(name, make)
 
     yield case("even", (2, 4, 8), 32, 2)
-    yield case("key_mask", (2, 5, 21), 31, 3, mask=(2, 1, 1, 5))
+    yield case("key_mask", (3, 5, 21), 31, 3, mask=(3, 1, 1, 5))
     yield case("post_norm", (2, 5, 16), 24, 4, pre_norm=False, act="gelu")
     yield case("causal", (2, 6, 16), 24, 2, causal=True, mask=(1, 1, 6, 6), act="relu")
     yield case("large_eps", (2, 3, 12), 20, 2, eps=0.5)

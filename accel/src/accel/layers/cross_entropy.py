@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from accel import ops
 from accel.contracts import LOGPROB
+from accel.contracts.checks import WIDE
 from accel.contracts.vocabulary import Adjustment
 from accel.layers.base import OpLayer
 
@@ -51,7 +52,7 @@ def tiled_cross_entropy(
     ids = targets.where(kept, 0)
     if reduction != "none" and _eager((x, w, b)):
         LOGPROB.check(x, ids, w, b, scale, softcap, 1.0)
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = WIDE[x.dtype]
         share = 1 / kept.sum(dtype=wide) if reduction == "mean" else kept.new_ones((), dtype=wide)
         adjust = Adjustment(scale, softcap, 1.0)
         loss: Tensor = _Fused.apply(x, w, b, ids, kept, share, adjust)  # type: ignore[no-untyped-call]
@@ -85,7 +86,7 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, w, b, ids, kept, share)
         ctx.adjust = adjust
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = WIDE[x.dtype]
         flat, at = x.reshape(-1, x.shape[-1]), ids.reshape(-1)
         weights = share.where(kept.reshape(-1), 0.0)
         sums = [

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from accel.contracts import grouped_linear as grouped
 from accel.contracts.activation import activate
+from accel.contracts.checks import WIDE
 from accel.contracts.norm_linear import require_kind
 from accel.contracts.quantized_linear import dequantize
 from accel.torch_impls.norm import layer_norm, rms_norm
@@ -49,7 +50,7 @@ def norm_linear(
     require_kind(kind, norm_b)
     if act is not None or (out_dtype is not None and out_dtype is not x.dtype):
         # The product is computed in fp32 then, so the norm need not be rounded either.
-        out_dtype, wide = out_dtype or x.dtype, torch.promote_types(x.dtype, torch.float32)
+        out_dtype, wide = out_dtype or x.dtype, WIDE[x.dtype]
         norm_w, norm_b, b = (None if t is None else t.to(wide) for t in (norm_w, norm_b, b))
         x, w = x.to(wide), w.to(wide)
     normed = rms_norm(x, norm_w, eps) if kind == "rms" else layer_norm(x, norm_w, norm_b, eps)
@@ -101,7 +102,7 @@ def _wide(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
     torch has no product of half-precision tensors with an fp32 result on every device.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = WIDE[x.dtype]
     return _product(x.to(wide), w.to(wide), None if b is None else b.to(wide))
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from accel.contracts.checks import WIDE
 from accel.contracts.logprob import of_logits
 from accel.contracts.vocabulary import Adjustment, blocks, placed, tiles
 from accel.torch_impls.linear import linear
@@ -18,7 +19,7 @@ def logprob(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     if ids.device != x.device:  # torch 2.13 gathers at ids on meta without a word, garbage
         raise RuntimeError(f"x is on {x.device}, ids on {ids.device}; move one of them")
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = WIDE[x.dtype]
     adjust = Adjustment(scale, softcap, temperature)
     if w is None:
         return of_logits(adjust(x.to(wide)), ids)

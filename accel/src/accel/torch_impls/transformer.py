@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from accel.contracts.attention import operands, scale_of
-from accel.contracts.attention_scores import Scoring, attended
+from accel.contracts.attention import reference, scale_of
+from accel.contracts.attention_scores import Scoring
 from accel.contracts.checks import WIDE
 from accel.contracts.rotary import split
 from accel.contracts.spans import Block, blocks, runs
@@ -33,7 +33,7 @@ def attention(
     """torch's own, of spans that are alike at once; the spans are read on the host.
 
     torch's own has no softcap and random numbers that nothing repeats, and takes what is added to
-    scores in q's dtype, too coarse for distances: those are composed, in fp32.
+    scores in q's dtype, too coarse for distances: those are the reference's.
     """
     y = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
     if q.is_meta and spans.is_meta:  # nothing to read, and nothing to compute
@@ -54,10 +54,9 @@ def attention(
                 return found.transpose(1, 2).flatten(0, 1)
             run.rows(y).copy_(found)
         return y
-    for part in blocks(spans, *sizes, q.shape[1], causal, window, mask):
-        scoring = Scoring.of(part, q.shape[1], mask, slopes, seed, scale, softcap, dropout)
-        part.rows(y).copy_(attended(*operands(part, q, k, v), scoring))
-    return y
+    return reference(
+        q, k, v, spans, mask, slopes, seed, causal, scale, window, softcap, dropout
+    )  # fmt: skip
 
 
 def _by_torch(
