@@ -92,6 +92,17 @@ def test_dtype_device_and_mode_come_from_the_config_unless_given():
     assert TransformerLayer(config()).training
 
 
+def test_it_runs_on_meta_with_its_gradients():
+    layer = TransformerLayer(config(**DROPS), device="meta")
+    layer(torch.empty(2, 5, 8, device="meta")).sum().backward()
+    assert all(p.grad.shape == p.shape for p in layer.parameters())
+
+
+def test_settings_come_as_a_config():
+    with pytest.raises(TypeError, match="must be a TransformerLayerConfig, not dict"):
+        TransformerLayer({"hidden_size": 8, "heads": 2})
+
+
 def test_a_layer_needs_its_sizes():
     with pytest.raises(ConfigError, match="hidden_size"):
         TransformerLayer(TransformerLayerConfig(heads=2))
