@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from accel import ops
 from accel.contracts import LINEAR
+from accel.errors import OpArgumentError
 from accel.layers.gather import gathered
 from accel.layers.linear import Linear
 from accel.ops.gradient import no_autocast
@@ -80,6 +81,13 @@ class LinearModuleForZeroStage3(Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+
+    @classmethod
+    def from_linear(cls, module: nn.Linear, **options: Any) -> Linear:
+        """:meth:`Linear.from_linear`; OpArgumentError for one with an ``act``."""
+        if getattr(module, "act", None) is not None:
+            raise OpArgumentError(f"{cls.__name__}: has no activation; found act={module.act!r}")
+        return super().from_linear(module, **options)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return zero3_linear_wrap(x, self.weight, self.bias)
