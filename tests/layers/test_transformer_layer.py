@@ -78,8 +78,11 @@ def test_one_of_the_two_leaves_the_others_new():
     ],
 )
 def test_bad_initial_tensors_are_refused(weights, biases, says):
+    number, state = TransformerLayer(config()).layer_id, torch.get_rng_state()
     with pytest.raises(OpArgumentError, match=says):
         TransformerLayer(config(), weights, biases)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert TransformerLayer(config()).layer_id == number + 1
 
 
 def test_dtype_device_and_mode_come_from_the_config_unless_given():

@@ -18,7 +18,7 @@ from accel.errors import ConfigError, OpArgumentError
 from accel.layers.base import OpLayer
 from accel.layers.transformer.config import TransformerLayerConfig
 from accel.layers.transformer.saving import OpPieces
-from accel.layers.transformer.weights import fill, shapes, watched
+from accel.layers.transformer.weights import fill, require_parts, shapes, watched
 from accel.selection import get_accelerator
 from accel.testing import HOST
 
@@ -89,10 +89,6 @@ class TransformerLayer(OpLayer):
             if getattr(config, name) < 1:
                 raise ConfigError(f"{NAME} needs a config with {name}; found {name} not given")
         self.config = config
-        self.layer_id = next(_numbers) if layer_id is None else layer_id
-        self.generator: torch.Generator | None = None
-        if config.seed >= 0:
-            self.generator = torch.Generator().manual_seed(config.seed + self.layer_id)
         if device is None and config.local_rank >= 0:
             device = get_accelerator().device(config.local_rank)
         if dtype is None and config.fp16:
@@ -101,11 +97,17 @@ class TransformerLayer(OpLayer):
             self.register_parameter(
                 name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             )
-        self.reset_parameters()
         weights, biases = self.parts()
-        fill(NAME, "initial_weights", weights, initial_weights)
-        fill(NAME, "initial_biases", biases, initial_biases)
+        require_parts(NAME, "initial_weights", weights, initial_weights)
+        require_parts(NAME, "initial_biases", biases, initial_biases)
+        self.reset_parameters()
+        fill(weights, initial_weights)
+        fill(biases, initial_biases)
         self.train(config.training)
+        self.layer_id = next(_numbers) if layer_id is None else layer_id
+        self.generator: torch.Generator | None = None
+        if config.seed >= 0:
+            self.generator = torch.Generator().manual_seed(config.seed + self.layer_id)
         self._pieces = OpPieces(
             config.normalize_invertible, config.gelu_checkpoint, config.attn_dropout_checkpoint
         )

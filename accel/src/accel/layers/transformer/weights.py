@@ -34,11 +34,10 @@ def shapes(hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
 
 
-@torch.no_grad()
-def fill(
+def require_parts(
     name: str, given: str, places: Sequence[Tensor], tensors: Sequence[Tensor] | None
-) -> None:  # fmt: skip
-    """Copy ``tensors`` to ``places``, one for each of :data:`PARTS`; None for what is there."""
+) -> None:
+    """``tensors``, if any, are one for each of :data:`PARTS`, of the shape of its place."""
     if tensors is None:
         return
     if len(tensors) != len(PARTS):
@@ -52,7 +51,12 @@ def fill(
                 f"{name}: of {given}, that of {part} must be {list(place.shape)}; found "
                 f"{checks.describe(tensor)}"
             )
-    for place, tensor in zip(places, tensors):
+
+
+@torch.no_grad()
+def fill(places: Sequence[Tensor], tensors: Sequence[Tensor] | None) -> None:
+    """Copy ``tensors`` to ``places``; None for what is there."""
+    for place, tensor in zip(places, () if tensors is None else tensors):
         place.copy_(tensor)
 
 
