@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import accel
-from accel import cli, layers, testing
+from accel import cli, testing
 from accel.errors import AccelWarning
 
 ABSENT = accel.Refusal("device", "a device", "none", "plug it in")
@@ -166,27 +166,6 @@ def test_explain_as_json_has_the_same(run, one):
 def test_explain_tells_of_each_op_of_a_layer(run, one):
     assert run("explain", "TiledCrossEntropy").out.count("torch") >= 2
     assert set(run("explain", "TiledCrossEntropy", "--json").json()) == {"linear", "logprob"}
-
-
-LAYERS = [
-    name
-    for module in (layers, layers.inference)
-    for name, member in vars(module).items()
-    if isinstance(member, type) and issubclass(member, layers.OpLayer)
-]
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_explain_knows_every_layer(run, one, name):
-    done = run("explain", name)
-    assert done.status == 0
-    assert done.out
-
-
-def test_explain_says_where_a_layer_uses_no_op(run, one):
-    assert run("explain", "ResidualAddOp").out == (
-        "ResidualAddOp uses no op: torch's own functions compute it\n"
-    )
 
 
 def test_explain_fails_where_nothing_serves(run, one, monkeypatch):
