@@ -17,7 +17,7 @@ from accel.layers.gather import (
     unregister_gatherer,
 )
 from accel.layers.tiled_linear import TiledLinear
-from accel.layers.zero3 import zero3_linear_wrap
+from accel.layers.zero3 import LinearModuleForZeroStage3, zero3_linear_wrap
 
 
 class Away:
@@ -30,6 +30,9 @@ class Away:
         for parameter in parameters:
             self.values[parameter] = parameter.data
             parameter.data = torch.empty(0, dtype=parameter.dtype)
+
+    def knows(self, parameter):
+        return parameter in self.values
 
     def absent(self, parameter):
         return parameter in self.values and parameter.numel() == 0
@@ -206,3 +209,15 @@ def test_a_partitioned_parameter_is_asked_by_its_attributes():
     parameter.ds_status = Status.AVAILABLE
     assert not known.absent(parameter)
     assert not known.absent(nn.Parameter(torch.ones(1)))
+
+
+def test_what_no_gatherer_knows_compiles_whole(away):
+    layer, x = LinearModuleForZeroStage3(3, 2), torch.randn(4, 3)
+    register_gatherer(partitioned := PartitionedGatherer())
+    try:
+        y = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+        y.sum().backward()
+    finally:
+        unregister_gatherer(partitioned)
+    torch.testing.assert_close(y, layer(x))
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(2, 3))

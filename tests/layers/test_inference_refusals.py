@@ -26,6 +26,12 @@ def mlp(act, **settings):
     return inference.MLPGemmOp(InferenceConfig(dtype=F32, mlp_act_func_type=act, **settings))
 
 
+def softmax(scores, mask):
+    return inference.SoftmaxOp()(
+        scores, mask, None, False, False, False, 1, False, layer_scale=1.0, head_offset=0
+    )
+
+
 x, w, wide = torch.ones(2, 3, 8), torch.ones(8, 24), torch.ones(8, 480)
 GELU, GATED = inference.ActivationFuncType.GELU, inference.ActivationFuncType.GATED_SILU
 RMS = inference.NormType.RMSNorm
@@ -58,7 +64,22 @@ REFUSED = {
     ),
     "gate": (lambda: inference.GatedActivationOp()(x, None, GELU), "possible are GATED_GELU"),
     "odd gate": (lambda: inference.GatedActivationOp()(x[..., :7], None, GATED), "two halves"),
-    "coef": (lambda: inference.MoEResMatmulOp()(x, x, x), "[..., 2] or [..., 16]"),
+    "coef": (lambda: inference.MoEResMatmulOp()(x, x, x), "[2, 3, 2] or [2, 3, 16]"),
+    "coef's rows": (lambda: inference.MoEResMatmulOp()(x, x[:, :2, :2], x), "coef must be [2, 3"),
+    "coef's dtype": (
+        lambda: inference.MoEResMatmulOp()(x, x[..., :2].half(), x), "must have residual's dtype",
+    ),
+    "scores' dtype": (lambda: softmax(torch.ones(2, 2, 3, 3).long(), None), "float32"),
+    "softmax's mask": (
+        lambda: softmax(torch.ones(2, 2, 3, 3), torch.ones(2, 4)), "must be for 1 or 3 queries",
+    ),
+    "MLP's weight's rank": (lambda: mlp(GELU)(x, x, w[0], w.t()), "weight_interm must be [in"),
+    "workspace's heads": (
+        lambda: inference.WorkspaceOp().allocate_workspace(8, 0, 1, 1, 1), "num_heads=0",
+    ),
+    "no activation's number": (
+        lambda: inference.GatedActivationOp()(x, None, 99), "possible are GATED_GELU",
+    ),
     "sum's shape": (lambda: inference.VectorAddOp()(x, x[0], 1.0), "must have"),
     "sum's dtype": (lambda: inference.VectorAddOp()(x, x.half(), 1.0), "dtype"),
     "residual": (lambda: inference.ResidualAddOp()(x, x[:1], True), "residual must have"),
@@ -81,8 +102,27 @@ def test_what_does_not_fit_is_refused(name):
     assert says in str(error.value)
 
 
+NO_TENSORS = {
+    "weight": lambda: linear()(x, None, None, False, False, 1),
+    "weight_out": lambda: mlp(GELU)(x, x, w, None),
+    "activation": lambda: inference.GatedActivationOp()([1.0], None, GATED),
+    "attn_mask": lambda: softmax(torch.ones(2, 2, 3, 3), [[1, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", NO_TENSORS)
+def test_what_is_no_tensor_is_a_type_error(name):
+    with pytest.raises(TypeError, match=f"{name} must be a torch.Tensor, not (list|NoneType)"):
+        NO_TENSORS[name]()
+
+
+def test_settings_come_as_a_config():
+    with pytest.raises(TypeError, match="LinearOp: config must be an InferenceConfig, not dict"):
+        inference.LinearOp({"dtype": F32})
+
+
 def test_an_activation_is_known():
-    with pytest.raises(ConfigError, match="UNKNOWN: 0> is no activation; known: UNKNOWN, GELU"):
+    with pytest.raises(ConfigError, match="UNKNOWN: 0> is no activation; possible are GELU, ReLU"):
         mlp(inference.ActivationFuncType.UNKNOWN)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from accel import ops, testing
 from accel.errors import OpArgumentError
 from accel.layers.linear import Linear
+from accel.layers.tiled_linear import TiledLinear
 from accel.layers.zero3 import LinearModuleForZeroStage3, print_rank_0
 from accel.ops import catalog
 
@@ -62,7 +63,7 @@ def test_an_activation_belongs_to_the_layer_and_to_no_plain_one():
         Linear(8, 5, act="sillu")
     with pytest.raises(OpArgumentError, match="partial sum"):
         mine(x, mine(x))
-    with pytest.raises(TypeError, match="act"):
+    with pytest.raises(OpArgumentError, match=r"has no activation; found act='silu'"):
         LinearModuleForZeroStage3.from_linear(mine)
 
 
@@ -70,6 +71,12 @@ def test_a_parametrized_layer_is_refused():
     twin = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
     with pytest.raises(OpArgumentError, match="remove_parametrizations"):
         Linear.from_linear(twin)
+
+
+@pytest.mark.parametrize("layer", [Linear, LinearModuleForZeroStage3, TiledLinear])
+def test_only_a_linear_layer_is_one_to_be_made_from(layer):
+    with pytest.raises(TypeError, match=rf"{layer.__name__}: from_linear takes .*, not Bilinear"):
+        layer.from_linear(nn.Bilinear(2, 2, 2))
 
 
 def test_a_layer_explains_what_serves_it():

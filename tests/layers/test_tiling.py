@@ -80,5 +80,12 @@ def test_bad_input_is_refused(call, says):
 
 
 def test_one_tensor_is_wanted_where_the_input_is_not_split():
+    with pytest.raises(TypeError, match="out_splits must be an int, not float"):
+        TiledLinear(6, 4, out_splits=2.0)
     with pytest.raises(TypeError, match="input_is_already_split=True"):
         TiledLinear(6, 4, in_splits=2)([X[:, :3], X[:, 3:]])
+
+
+def test_only_a_tensor_is_split():
+    with pytest.raises(TypeError, match=r"tensor must be a torch\.Tensor, not list"):
+        split_tensor_along_last_dim([1, 2], [1, 1])

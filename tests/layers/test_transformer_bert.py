@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformer_twin import F64
 
+from accel.contracts import transformer
 from accel.errors import ConfigError, OpArgumentError
 from accel.layers.transformer import TransformerLayer, bert_layer_config, from_bert, to_bert
 
@@ -138,3 +139,24 @@ def test_a_sentence_model_with_real_weights_gives_the_same_embeddings():
     want = embeddings()
     replaced(model)
     assert (embeddings() - want).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("seed", [-1, 3])
+def test_the_model_checkpoints_our_layers_as_its_own(reentrant, seed, monkeypatch):
+    """Each is computed twice then, with the same dropout, also from a generator of its own."""
+    calls, layer = [], transformer.layer
+    monkeypatch.setattr(transformer, "layer", lambda *a, **k: calls.append(0) or layer(*a, **k))
+    found = []
+    for checkpointed in (False, True):
+        model = replaced(bert(), seed=seed).train()
+        for n, ours in enumerate(model.encoder.layer):
+            ours.generator = None if seed < 0 else torch.Generator().manual_seed(n)
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        calls.clear()
+        torch.manual_seed(0)
+        model(IDS, SEEN).last_hidden_state.square().sum().backward()
+        assert len(calls) == (4 if checkpointed else 2)
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert all(map(torch.equal, *found))

@@ -78,8 +78,11 @@ def test_one_of_the_two_leaves_the_others_new():
     ],
 )
 def test_bad_initial_tensors_are_refused(weights, biases, says):
+    number, state = TransformerLayer(config()).layer_id, torch.get_rng_state()
     with pytest.raises(OpArgumentError, match=says):
         TransformerLayer(config(), weights, biases)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert TransformerLayer(config()).layer_id == number + 1
 
 
 def test_dtype_device_and_mode_come_from_the_config_unless_given():
@@ -90,6 +93,17 @@ def test_dtype_device_and_mode_come_from_the_config_unless_given():
     assert TransformerLayer(config(local_rank=0), device="meta").norm_w.is_meta
     assert not TransformerLayer(config(training=False)).training
     assert TransformerLayer(config()).training
+
+
+def test_it_runs_on_meta_with_its_gradients():
+    layer = TransformerLayer(config(**DROPS), device="meta")
+    layer(torch.empty(2, 5, 8, device="meta")).sum().backward()
+    assert all(p.grad.shape == p.shape for p in layer.parameters())
+
+
+def test_settings_come_as_a_config():
+    with pytest.raises(TypeError, match="must be a TransformerLayerConfig, not dict"):
+        TransformerLayer({"hidden_size": 8, "heads": 2})
 
 
 def test_a_layer_needs_its_sizes():

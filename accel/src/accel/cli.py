@@ -76,7 +76,7 @@ def explain(
 ) -> None:
     """Which implementation serves an op or each op of a layer, and why every other does not."""
     where = None if device is None else _device(device)
-    layer = getattr(layers, what, None) if what[:1].isupper() else None
+    layer = _layer(what)
     if layer is None:
         shapes = tuple(_shape(text) for text in shape or ())
         options = dict(_option(text) for text in option or ())
@@ -88,8 +88,15 @@ def explain(
         decisions = layers.explained(layer, device=where, dtype=_dtype(dtype))
     found = {op: decision.to_dict() for op, decision in decisions.items()}
     lines = [str(decision) for decision in decisions.values()]
+    lines = lines or [f"{what} uses no op: torch's own functions compute it"]
     _report(found[what] if layer is None else found, lines, as_json)
     raise typer.Exit(0 if all(d.chosen for d in decisions.values()) else 1)
+
+
+def _layer(name: str) -> type[layers.OpLayer] | None:
+    """The layer or inference op of that name."""
+    found = getattr(layers, name, None) or getattr(layers.inference, name, None)
+    return found if isinstance(found, type) and issubclass(found, layers.OpLayer) else None
 
 
 @app.command()

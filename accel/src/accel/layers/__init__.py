@@ -8,6 +8,7 @@ tiled_mlp.py, cross_entropy.py                        tokens, and a vocabulary, 
 transformer/      the BERT-style layer                inference/   DeepSpeed's op bindings
 """
 
+from accel.layers import inference
 from accel.layers.base import OpLayer, explained
 from accel.layers.cross_entropy import TiledCrossEntropy, tiled_cross_entropy
 from accel.layers.gather import (
@@ -27,6 +28,9 @@ from accel.layers.transformer import (
     TransformerFunction,
     TransformerLayer,
     TransformerLayerConfig,
+    bert_layer_config,
+    from_bert,
+    to_bert,
 )
 from accel.layers.zero3 import (
     LinearFunctionForZeroStage3,
@@ -54,14 +58,18 @@ __all__ = [
     "TransformerLayerConfig",
     "autocast_custom_bwd",
     "autocast_custom_fwd",
+    "bert_layer_config",
     "explained",
+    "from_bert",
     "gathered",
+    "inference",
     "memory_efficient_linear",
     "partition_uniform",
     "print_rank_0",
     "register_gatherer",
     "split_tensor_along_last_dim",
     "tiled_cross_entropy",
+    "to_bert",
     "unregister_gatherer",
     "use_zero3_linear",
     "zero3_linear_wrap",

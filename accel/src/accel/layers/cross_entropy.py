@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from accel import ops
 from accel.contracts import LOGPROB
-from accel.contracts.checks import WIDE
+from accel.contracts.checks import WIDE, refuse_nontensor
 from accel.contracts.vocabulary import Adjustment
 from accel.layers.base import OpLayer
 
@@ -48,6 +48,7 @@ def tiled_cross_entropy(
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
+    refuse_nontensor("tiled_cross_entropy", {"targets": targets}, optional=())
     kept = targets != ignore_index
     ids = targets.where(kept, 0)
     if reduction != "none" and _eager((x, w, b)):

@@ -27,6 +27,10 @@ class Gatherer(Protocol):
     the same order.
     """
 
+    def knows(self, parameter: Tensor) -> bool:
+        """True if the values of ``parameter`` may be away at times."""
+        ...
+
     def absent(self, parameter: Tensor) -> bool:
         """True if the values of ``parameter`` are away and this gatherer can bring them."""
         ...
@@ -75,7 +79,11 @@ def gathered(*parameters: Tensor | None, modify: bool = False) -> AbstractContex
     """
     if not _gatherers and not _held:
         return nullcontext()
-    return _gathered([p for p in parameters if p is not None], modify)
+    given = [p for p in parameters if p is not None]
+    # What may be away when a compiled graph runs cannot be traced; nor can a lock for what is not.
+    if torch.compiler.is_compiling() and not any(g.knows(p) for g in _gatherers for p in given):
+        return nullcontext()
+    return _gathered(given, modify)
 
 
 @contextmanager
@@ -115,9 +123,12 @@ class PartitionedGatherer:
     """For parameters that say themselves how: ``ds_id``, ``ds_status``, ``all_gather()`` and
     ``partition()``, as those of DeepSpeed's ZeRO-3 do."""
 
+    def knows(self, parameter: Any) -> bool:
+        return hasattr(parameter, "ds_id")
+
     def absent(self, parameter: Any) -> bool:
         status = getattr(parameter, "ds_status", None)
-        return hasattr(parameter, "ds_id") and getattr(status, "name", "") == "NOT_AVAILABLE"
+        return self.knows(parameter) and getattr(status, "name", "") == "NOT_AVAILABLE"
 
     def gather(self, parameter: Any) -> None:
         parameter.all_gather()

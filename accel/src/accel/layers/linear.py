@@ -57,6 +57,7 @@ class Linear(OpLayer, nn.Linear):
     def from_linear(cls, module: nn.Linear, **options: Any) -> Linear:
         """This layer around the Parameters of ``module``: shared, not copied. ``options`` are the
         constructor's; an ``act`` of ``module`` stays."""
+        require_linear(cls, module)
         if getattr(module, "act", None) is not None:
             options.setdefault("act", module.act)
         made = cls(
@@ -75,6 +76,13 @@ class Linear(OpLayer, nn.Linear):
         made = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         _share_parameters(self, made)
         return made
+
+
+def require_linear(cls: type, module: object) -> None:
+    """TypeError unless ``module`` is what a layer of class ``cls`` can be made from."""
+    if not isinstance(module, nn.Linear):
+        found = type(module).__name__
+        raise TypeError(f"{cls.__name__}: from_linear takes a torch.nn.Linear, not {found}")
 
 
 def _share_parameters(source: nn.Linear, target: nn.Linear) -> None:

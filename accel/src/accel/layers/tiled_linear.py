@@ -14,7 +14,7 @@ from accel.errors import OpArgumentError
 from accel.layers import tiled_state
 from accel.layers.base import OpLayer
 from accel.layers.gather import gathered
-from accel.layers.linear import Linear
+from accel.layers.linear import Linear, require_linear
 from accel.layers.tiling import partition_uniform, sizes, split_tensor_along_last_dim
 
 
@@ -219,6 +219,7 @@ class TiledLinear(OpLayer):
     ) -> TiledLinear:
         """A copy of ``module`` in tiles; ``options`` are the constructor's. Its device, dtype, mode
         and what of it needs no gradient stay."""
+        require_linear(cls, module)
         if getattr(module, "act", None) is not None:
             raise OpArgumentError(f"{cls.__name__}: has no activation; found act={module.act!r}")
         like = {"device": module.weight.device, "dtype": module.weight.dtype}
@@ -281,6 +282,8 @@ class TiledLinearReturnBias(TiledLinear):
 
 
 def _check_splits(which: str, splits: int, features: int) -> None:
+    if isinstance(splits, bool) or not isinstance(splits, int):
+        raise TypeError(f"{which}_splits must be an int, not {type(splits).__name__}")
     if not 1 <= splits <= features:
         raise OpArgumentError(
             f"{which}_splits must be in range [1, {which}_features] = [1, {features}]; found "

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from accel.contracts.checks import describe
+from accel.contracts.checks import describe, refuse_nontensor
 from accel.errors import OpArgumentError
 
 
@@ -39,6 +39,7 @@ def split_tensor_along_last_dim(
 
     Views, or contiguous tensors if asked. OpArgumentError where the sizes do not add up.
     """
+    refuse_nontensor("split_tensor_along_last_dim", {"tensor": tensor}, optional=())
     fits = tensor.dim() > 0 and sum(partitions) == tensor.shape[-1]
     if not fits or any(size < 0 for size in partitions):
         raise OpArgumentError(

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from accel import ops
 from accel.contracts import LINEAR
+from accel.errors import OpArgumentError
 from accel.layers.gather import gathered
 from accel.layers.linear import Linear
+from accel.ops.gradient import no_autocast
 
 
 class LinearFunctionForZeroStage3(torch.autograd.Function):
@@ -43,19 +44,13 @@ class LinearFunctionForZeroStage3(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         needs = (*ctx.needs_input_grad, False)[:3]  # without a bias there may be two
         read = weight if needs[0] else None
-        with gathered(read), _no_autocast(grad.device.type):
+        with gathered(read), no_autocast(grad.device.type):
             x = input.to(ctx.computed_in)
             w = weight if read is None else weight.to(ctx.computed_in)
             dx, dw, db, *_ = LINEAR.backward(grad, needs, x, w, None, None, None)
         found = zip((dx, dw, db), (input.dtype, weight.dtype, ctx.bias_dtype))
         grads = [None if g is None else g.to(dtype) for g, dtype in found]
         return tuple(grads[: len(ctx.needs_input_grad)])
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    if not torch.amp.is_autocast_available(device_type):  # there is none on meta
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
 
 
 def zero3_linear_wrap(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -86,6 +81,13 @@ class LinearModuleForZeroStage3(Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+
+    @classmethod
+    def from_linear(cls, module: nn.Linear, **options: Any) -> Linear:
+        """:meth:`Linear.from_linear`; OpArgumentError for one with an ``act``."""
+        if getattr(module, "act", None) is not None:
+            raise OpArgumentError(f"{cls.__name__}: has no activation; found act={module.act!r}")
+        return super().from_linear(module, **options)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return zero3_linear_wrap(x, self.weight, self.bias)

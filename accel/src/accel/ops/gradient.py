@@ -7,6 +7,7 @@ Two forms. Eager recording takes the cheapest autograd.Function there is; under 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -53,8 +54,15 @@ def differentiate(
     if not torch._C._is_any_autocast_enabled():
         return tuple(backward(grad, needs, *args))
     # Backward inside an autocast block: the dtypes were settled in the forward.
-    with torch.autocast(contract.key(args).device.type, enabled=False):
+    with no_autocast(contract.key(args).device.type):
         return tuple(backward(grad, needs, *args))
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """A block in which nothing is cast; of a device without autocast, such as meta, any is."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def recorder(

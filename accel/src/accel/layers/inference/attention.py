@@ -41,9 +41,11 @@ class SoftmaxOp(BaseOp):
                 f"SoftmaxOp: attn_scores must be [B, heads, Q, K]; found "
                 f"{checks.describe(attn_scores)}"
             )
+        checks.require_floats("SoftmaxOp", attn_scores, {}, key="attn_scores")
         batch, heads, queries, keys = attn_scores.shape
         bias = alibi_bias(alibi, batch, heads, heads * self.config.mp_size, head_offset)
         mask = additive_mask(attn_mask, bias, attn_scores.dtype, self.config.invert_mask)
+        _require_mask("SoftmaxOp", mask, queries, keys)
         window = window_size if local_attention else None
         if triangular or window is not None:
             hidden = _hidden(queries, keys, triangular, window, attn_scores.device)
@@ -110,7 +112,7 @@ class SoftmaxContextOp(BaseOp):
             None if no_masking else attn_mask, alibi_bias(alibi, batch, heads, heads), q.dtype,
             self.config.invert_mask,
         )  # fmt: skip
-        _require_mask(mask, length, kept.length)
+        _require_mask("SoftmaxContextOp", mask, length, kept.length)
         factor = self.config.norm_factor if norm_factor is None else norm_factor
         context = ops.attention(
             q.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1),
@@ -176,6 +178,7 @@ def additive_mask(
     which turns such a mask into one that is added.
     """
     if mask is not None:
+        checks.refuse_nontensor("attention", {"attn_mask": mask}, optional=())
         if mask.dim() == 2:
             mask = mask[:, None, None]
         elif mask.dim() == 3:
@@ -207,12 +210,12 @@ def alibi_bias(
     )
 
 
-def _require_mask(mask: Tensor | None, queries: int, keys: int) -> None:
+def _require_mask(op: str, mask: Tensor | None, queries: int, keys: int) -> None:
     if mask is not None and (
         mask.dim() != 4 or mask.shape[3] != keys or mask.shape[2] not in (1, queries)
     ):
         raise OpArgumentError(
-            f"SoftmaxContextOp: attn_mask and alibi must be for 1 or {queries} queries and {keys} "
+            f"{op}: attn_mask and alibi must be for 1 or {queries} queries and {keys} "
             f"keys; found together {checks.describe(mask)}"
         )
 

@@ -24,6 +24,9 @@ class BaseOp(OpLayer):
 
     def __init__(self, config: InferenceConfig | None = None) -> None:
         super().__init__()
+        if config is not None and not isinstance(config, InferenceConfig):
+            name, found = type(self).__name__, type(config).__name__
+            raise TypeError(f"{name}: config must be an InferenceConfig, not {found}")
         self.config = InferenceConfig() if config is None else config
 
     def explain(
@@ -45,6 +48,10 @@ class BaseOp(OpLayer):
 class WeightOp(BaseOp):
     """An op with weights, ``[out, in]`` in ``transposed_mode`` and else ``[in, out]``."""
 
+    @property
+    def _is_quantized(self) -> bool:
+        return self.config.dtype is torch.int8
+
     def product(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, name: str = "weight",
         act: str | None = None, quantized: bool | None = None, transposed: bool | None = None,
@@ -55,9 +62,9 @@ class WeightOp(BaseOp):
         int8) weights are int8 beside ``quantization_scales[name]``. ``transposed`` is by default
         the config's ``transposed_mode``.
         """
-        quantized = self.config.dtype is torch.int8 if quantized is None else quantized
+        quantized = self._is_quantized if quantized is None else quantized
         transposed = self.config.transposed_mode if transposed is None else transposed
-        self._require_weight(name, weight, quantized, "[out, in]" if transposed else "[in, out]")
+        self.require_weight(name, weight, quantized, transposed)
         w = weight if transposed else weight.t()
         if not quantized:
             return ops.linear(x, w, bias, act=act)
@@ -76,8 +83,15 @@ class WeightOp(BaseOp):
         if beta is not None:
             self.refuse("beta", checks.describe(beta), "an RMS norm has no such term; pass None")
 
-    def _require_weight(self, name: str, weight: Tensor, quantized: bool, shape: str) -> None:
-        wanted = self.config.dtype
+    def require_weight(
+        self, name: str, weight: Tensor, quantized: bool | None = None,
+        transposed: bool | None = None,
+    ) -> None:  # fmt: skip
+        """A matrix in the config's dtype; the rest as in :meth:`product`."""
+        checks.refuse_nontensor(type(self).__name__, {name: weight}, optional=())
+        quantized = self._is_quantized if quantized is None else quantized
+        transposed = self.config.transposed_mode if transposed is None else transposed
+        shape, wanted = "[out, in]" if transposed else "[in, out]", self.config.dtype
         if wanted is torch.int8 and not quantized:
             fits, possible = weight.is_floating_point(), "floating point"
         else:

@@ -60,9 +60,11 @@ class GatedActivationOp(BaseOp):
     ) -> Tensor:
         """``[..., I]`` of activation ``[..., 2I]`` and bias ``[2I]``. The type is GATED_GELU, by
         the error function, or GATED_SILU."""
-        kind = ActivationFuncType(activation_func_type)
-        if not kind.gated:
-            self.refuse("activation_func_type", kind.name, "possible are GATED_GELU, GATED_SILU")
+        checks.refuse_nontensor("GatedActivationOp", {"activation": activation}, optional=())
+        kind = activation_func_type
+        if kind not in (ActivationFuncType.GATED_GELU, ActivationFuncType.GATED_SILU):
+            self.refuse("activation_func_type", kind, "possible are GATED_GELU, GATED_SILU")
+        kind = ActivationFuncType(kind)
         _require_vector("GatedActivationOp", "bias", bias, activation)
         return gated(activation, kind.act, bias)
 
@@ -135,12 +137,16 @@ class MoEResMatmulOp(BaseOp):
 
     def forward(self, residual: Tensor, coef: Tensor, output: Tensor) -> Tensor:
         """residual and output ``[..., H]``; coef's halves are c1 and c2: ``[..., 2]``, a pair for
-        each token, or ``[..., 2H]``, a pair for each element."""
+        each token, or ``[..., 2H]``, a pair for each element. It may broadcast."""
         _require_like("MoEResMatmulOp", "output", output, residual)
-        if coef.dim() < 1 or coef.shape[-1] not in (2, 2 * residual.shape[-1]):
+        checks.require_floats("MoEResMatmulOp", residual, {"coef": coef}, key="residual")
+        rows, size = residual.shape[:-1], residual.shape[-1]
+        if coef.dim() < 1 or coef.shape[-1] not in (2, 2 * size) or coef.dim() > residual.dim() or (
+            any(c not in (1, r) for c, r in zip(coef.shape[-2::-1], rows[::-1]))
+        ):  # fmt: skip
             raise OpArgumentError(
-                f"MoEResMatmulOp: coef must be [..., 2] or [..., {2 * residual.shape[-1]}]; found "
-                f"{checks.describe(coef)}"
+                f"MoEResMatmulOp: coef must be {[*rows, 2]} or {[*rows, 2 * size]}, or "
+                f"broadcast to one of them; found {checks.describe(coef)}"
             )
         c1, c2 = _wide(coef).chunk(2, -1)
         return (_wide(residual) * c1 + _wide(output) * c2).to(residual.dtype)

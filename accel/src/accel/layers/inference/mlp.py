@@ -76,6 +76,8 @@ class MLPGemmOp(WeightOp):
 
     def _require_shapes(self, weight: Tensor, weight_out: Tensor) -> None:
         """The inner sizes agree, with the config too where it gives one."""
+        for name, w in (("weight_interm", weight), ("weight_out", weight_out)):
+            self.require_weight(name, w)
         rows, columns = (0, 1) if self.config.transposed_mode else (1, 0)
         found, inner = weight.shape[rows], weight_out.shape[columns]
         known = self.config.intermediate_size

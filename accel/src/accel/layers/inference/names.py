@@ -35,7 +35,8 @@ class ActivationFuncType(IntEnum):
         """The activation's name among ops; ConfigError for UNKNOWN."""
         names = {1: "gelu_tanh", 2: "relu", 3: "gelu", 4: "silu"}
         if self not in names:
-            raise ConfigError(f"{self!r} is no activation; known: {_names(type(self))}")
+            possible = ", ".join(member.name for member in type(self) if member in names)
+            raise ConfigError(f"{self!r} is no activation; possible are {possible}")
         return names[self]
 
     @property

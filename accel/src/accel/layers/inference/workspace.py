@@ -107,7 +107,7 @@ class WorkspaceOp(BaseOp):
         answer = config.min_out_tokens if min_out_tokens is None else min_out_tokens
         _require_room(prompt_length, tokens, answer)
         kv_heads = config.num_kv if config.num_kv > 0 else num_heads
-        if hidden_dim % num_heads or kv_heads % mp_size:
+        if num_heads < 1 or mp_size < 1 or hidden_dim % num_heads or kv_heads % mp_size:
             raise OpArgumentError(
                 f"WorkspaceOp: num_heads must divide hidden_dim, and mp_size the {kv_heads} heads "
                 f"of keys; found hidden_dim={hidden_dim}, num_heads={num_heads}, mp_size={mp_size}"

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from accel import ops
 from accel.layers.transformer.config import TransformerLayerConfig
-from accel.layers.transformer.layer import TransformerLayer, watched
+from accel.layers.transformer.layer import TransformerLayer
+from accel.layers.transformer.weights import watched
 
 
 class TransformerFunction:

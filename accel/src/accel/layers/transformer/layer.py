@@ -18,6 +18,7 @@ from accel.errors import ConfigError, OpArgumentError
 from accel.layers.base import OpLayer
 from accel.layers.transformer.config import TransformerLayerConfig
 from accel.layers.transformer.saving import OpPieces
+from accel.layers.transformer.weights import fill, require_parts, shapes, watched
 from accel.selection import get_accelerator
 from accel.testing import HOST
 
@@ -47,9 +48,15 @@ class TransformerLayer(OpLayer):
     made unless it is given. A copy of the layer has a copy of the generator: it drops the same.
 
     Bits do not depend on the length: padding at the end drops nothing else and draws no more.
+
+    In a model of transformers, whose ``gradient_checkpointing_enable()`` sets
+    ``gradient_checkpointing`` and what does it, the layer is checkpointed as the model's own are.
     """
 
     uses = ("linear", "layer_norm", "attention", "bias_act", "dropout_add", "softmax")
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any
 
     attn_qkvw: nn.Parameter
     attn_qkvb: nn.Parameter
@@ -75,27 +82,32 @@ class TransformerLayer(OpLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(config, TransformerLayerConfig):
+            found = type(config).__name__
+            raise TypeError(f"{NAME}: config must be a TransformerLayerConfig, not {found}")
         for name in ("hidden_size", "heads"):
             if getattr(config, name) < 1:
                 raise ConfigError(f"{NAME} needs a config with {name}; found {name} not given")
         self.config = config
-        self.layer_id = next(_numbers) if layer_id is None else layer_id
-        self.generator: torch.Generator | None = None
-        if config.seed >= 0:
-            self.generator = torch.Generator().manual_seed(config.seed + self.layer_id)
         if device is None and config.local_rank >= 0:
             device = get_accelerator().device(config.local_rank)
         if dtype is None and config.fp16:
             dtype = torch.float16
-        for name, shape in _shapes(config.hidden_size, config.intermediate_size).items():
+        for name, shape in shapes(config.hidden_size, config.intermediate_size).items():
             self.register_parameter(
                 name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             )
-        self.reset_parameters()
         weights, biases = self.parts()
-        _fill("initial_weights", weights, initial_weights)
-        _fill("initial_biases", biases, initial_biases)
+        require_parts(NAME, "initial_weights", weights, initial_weights)
+        require_parts(NAME, "initial_biases", biases, initial_biases)
+        self.reset_parameters()
+        fill(weights, initial_weights)
+        fill(biases, initial_biases)
         self.train(config.training)
+        self.layer_id = next(_numbers) if layer_id is None else layer_id
+        self.generator: torch.Generator | None = None
+        if config.seed >= 0:
+            self.generator = torch.Generator().manual_seed(config.seed + self.layer_id)
         self._pieces = OpPieces(
             config.normalize_invertible, config.gelu_checkpoint, config.attn_dropout_checkpoint
         )
@@ -116,7 +128,7 @@ class TransformerLayer(OpLayer):
                 parameter.fill_(1 if name in ("attn_nw", "norm_w") else 0)
 
     def parts(self) -> tuple[list[Tensor], list[Tensor]]:
-        """(weights, biases), each as the eight tensors of :data:`PARTS`: those of query, key and
+        """(weights, biases), each as eight tensors (``weights.PARTS``): those of query, key and
         value are views of one parameter."""
         weights = [*self.attn_qkvw.chunk(3), self.attn_ow, self.attn_nw, self.inter_w]
         biases = [*self.attn_qkvb.chunk(3), self.attn_ob, self.attn_nb, self.inter_b]
@@ -158,8 +170,15 @@ class TransformerLayer(OpLayer):
             weights = watched(weights, grads)
         options = self.config.op_options(self.training)
         seeds = self.seeds(options, hidden_states.device)
-        with self.resolution():
-            y = transformer.layer(self._pieces, hidden_states, weights, mask, seeds, **options)
+
+        def compute(x: Tensor, mask: Tensor | None, seeds: Tensor | None) -> Tensor:
+            with self.resolution():
+                return transformer.layer(self._pieces, x, weights, mask, seeds, **options)
+
+        if self.gradient_checkpointing and self.training:
+            y = self._gradient_checkpointing_func(compute, hidden_states, mask, seeds)
+        else:
+            y = compute(hidden_states, mask, seeds)
         return (y,) if self.config.return_tuple else y
 
     def prepared(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -227,49 +246,6 @@ class TransformerLayer(OpLayer):
         )
 
 
-# What initial weights and biases are of, in order.
-PARTS = (
-    "query", "key", "value", "attention's output", "attention's norm", "the inner layer",
-    "the outer layer", "the last norm",
-)  # fmt: skip
-_TAGS = (
-    "V_W", "V_B", "O_W", "O_B", "N2_W", "N2_B", "int_W", "int_B", "out_W", "out_B", "norm_W",
-    "norm_B",
-)  # fmt: skip
-
-
-def _shapes(hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
-    """Of the parameters, in the order of the op."""
-    return {
-        "attn_qkvw": (3 * hidden, hidden), "attn_qkvb": (3 * hidden,),
-        "attn_ow": (hidden, hidden), "attn_ob": (hidden,),
-        "attn_nw": (hidden,), "attn_nb": (hidden,),
-        "inter_w": (inner, hidden), "inter_b": (inner,),
-        "output_w": (hidden, inner), "output_b": (hidden,),
-        "norm_w": (hidden,), "norm_b": (hidden,),
-    }  # fmt: skip
-
-
-@torch.no_grad()
-def _fill(given: str, places: Sequence[Tensor], tensors: Sequence[Tensor] | None) -> None:
-    """Copy ``tensors`` to ``places``, one for each of :data:`PARTS`; None for what is there."""
-    if tensors is None:
-        return
-    if len(tensors) != len(PARTS):
-        raise OpArgumentError(
-            f"{NAME}: {given} must be {len(PARTS)} tensors, of {', '.join(PARTS)}; found "
-            f"{len(tensors)}"
-        )
-    for part, place, tensor in zip(PARTS, places, tensors):
-        if tensor.shape != place.shape:
-            raise OpArgumentError(
-                f"{NAME}: of {given}, that of {part} must be {list(place.shape)}; found "
-                f"{checks.describe(tensor)}"
-            )
-    for place, tensor in zip(places, tensors):
-        place.copy_(tensor)
-
-
 def refuse_unserved(arguments: dict[str, Any]) -> None:
     """OpArgumentError for an argument that asks for something."""
     asked = [name for name, value in arguments.items() if value is not None and value is not False]
@@ -278,16 +254,3 @@ def refuse_unserved(arguments: dict[str, Any]) -> None:
             f"{NAME}: {', '.join(asked)} cannot be served; leave it None. It attends to "
             "hidden_states alone, through attention_mask, and returns no probabilities"
         )
-
-
-def watched(weights: Sequence[Tensor], grads: list[Any]) -> list[Tensor]:
-    """The weights, by other names, of which each appends its gradient to ``grads`` with its tag."""
-
-    def watch(weight: Tensor, tag: str) -> Tensor:
-        alias = weight.view_as(weight)  # a hook on the parameter itself would stay there
-        if alias.requires_grad:
-            # A copy: the parameter accumulates into what it got first.
-            alias.register_hook(lambda grad: grads.append([grad.clone(), tag]))
-        return alias
-
-    return [watch(weight, tag) for weight, tag in zip(weights, _TAGS, strict=True)]

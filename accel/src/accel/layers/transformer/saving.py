@@ -20,6 +20,7 @@ from accel.contracts.attention import scale_of
 from accel.contracts.checks import WIDE
 from accel.contracts.random import kept
 from accel.contracts.transformer import Pieces
+from accel.ops.gradient import no_autocast
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class ActLinear(_Piece):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, w), needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             h = ops.bias_act(x, act=ctx.act)
             dh, dw, db, *_ = LINEAR.backward(grad, needs, h, w.to(x.dtype), None, None, None)
             dx = None
@@ -185,7 +186,7 @@ class Attention(_Piece):
         """With scores s, probabilities p, what dropout makes of them d(p), and y = d(p) v:
         dp = d(dy v^T), ds = p (dp - sum(p dp))."""
         q, k, v, mask, seed, p = ctx.saved_tensors
-        with torch.autocast(q.device.type, enabled=False):
+        with no_autocast(q.device.type):
             if p is None:
                 p = _probabilities(q, k, ctx.batch, mask, ctx.causal)
             scale = scale_of(q, None)
@@ -205,7 +206,7 @@ class Attention(_Piece):
 
 def _probabilities(q: Tensor, k: Tensor, batch: int, mask: Tensor | None, causal: bool) -> Tensor:
     wide = WIDE[q.dtype]
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q.device.type):
         scores = _by_head(q.to(wide), batch) @ _by_head(k.to(wide), batch).mT
         if causal:
             length = scores.shape[-1]
