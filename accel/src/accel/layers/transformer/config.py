@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
-import json
 import numbers
 import os
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 from accel.contracts.activation import ACTIVATIONS
 from accel.errors import ConfigError, close_matches
+from accel.layers.settings import read_json, require_known
 
 _NOT_GIVEN = -1
 _Config = TypeVar("_Config", bound="TransformerConfig")
@@ -82,10 +80,7 @@ class TransformerConfig:
     @classmethod
     def from_dict(cls: type[_Config], settings: Mapping[str, Any]) -> _Config:
         """From a dict; ConfigError for a key that is no setting or a setting that is missing."""
-        known = {setting.name: setting for setting in fields(cls)}
-        for key in settings:
-            if key not in known:
-                raise ConfigError(f"unknown setting {key!r}; {close_matches(str(key), known)}")
+        require_known(settings, [setting.name for setting in fields(cls)])
         try:
             return cls(**settings)
         except TypeError as error:  # TransformerConfig has no defaults
@@ -97,14 +92,7 @@ class TransformerConfig:
 
         ConfigError for another encoding, for what is no JSON and for JSON that is no object.
         """
-        try:
-            settings = json.loads(_decoded(Path(json_file).read_bytes()))
-        except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
-            raise ConfigError(f"{json_file} is no JSON in UTF-8 or UTF-16: {error}") from None
-        if not isinstance(settings, dict):
-            found = type(settings).__name__
-            raise ConfigError(f"{json_file} must hold one JSON object; found a {found}")
-        return cls.from_dict(settings)
+        return cls.from_dict(read_json(json_file))
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, as :meth:`from_dict` takes them."""
@@ -195,17 +183,6 @@ class TransformerLayerConfig(TransformerConfig):
             "attn_dropout": attn_dropout.__float__(),
             "hidden_dropout": hidden_dropout.__float__(),
         }
-
-
-def _decoded(data: bytes) -> str:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16")
-    # JSON starts with an ASCII character, of which UTF-16 makes one zero byte.
-    if data[:1] == b"\0":
-        return data.decode("utf-16-be")
-    if data[1:2] == b"\0":
-        return data.decode("utf-16-le")
-    return data.decode("utf-8-sig")
 
 
 def _require_int(name: str, value: Any) -> None:
