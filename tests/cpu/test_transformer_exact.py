@@ -56,3 +56,23 @@ def test_a_recorded_forward_has_the_bits_of_one_that_is_not(dtype):
     want = run(layer, x)
     with torch.enable_grad():
         assert torch.equal(run(layer, x), want)
+
+
+def test_explain_says_where_the_native_attention_does_not_serve():
+    layer, _ = made(torch.float32)
+    with ops.use(strict=False):
+        served = {asked: found.chosen.impl.id for asked, found in layer.explain().items()}
+    assert served["attention"] == "accel_cpu.native"
+    assert served["attention with a mask"] == "torch"
+    assert served["attention with dropout"] == "torch"
+
+
+@pytest.mark.parametrize(
+    "asked", [{"mask": torch.zeros(1, 1, 1, 2)}, {"slopes": torch.ones(1)}, {"window": 1},
+              {"softcap": 2.0}, {"dropout": 0.5, "seed": torch.tensor(1)}], ids=lambda a: min(a),
+)  # fmt: skip
+def test_the_native_attention_called_past_its_reasons_raises(asked):
+    q, spans = torch.ones(2, 1, 8), torch.tensor([[0, 2, 0, 2]])
+    ops.attention(q, q, q, spans)  # loads it
+    with pytest.raises(RuntimeError, match="serves attention without mask, slopes, window"):
+        torch.ops.accel_cpu.attention_native(q, q, q, spans, **asked)

@@ -167,7 +167,7 @@ def test_ops_compile_whole(case):
 @pytest.mark.parametrize("op", [getattr(inference, n) for n in inference.__all__ if n[-2:] == "Op"])
 def test_every_op_says_what_serves_it(op):
     found = op(InferenceConfig(dtype=BF16)).explain()
-    assert set(found) == set(op.uses)
+    assert set(found) == {*op.uses, *op.variants}
     assert all(d.chosen and d.request.dtype is BF16 for d in found.values())
 
 

@@ -139,7 +139,7 @@ def test_copies_and_pickles_compute_the_same():
 
 def test_explain_tells_of_every_op():
     decisions = TransformerLayer(config()).explain()
-    assert set(decisions) == set(TransformerLayer.uses)
+    assert set(decisions) == {*TransformerLayer.uses, *TransformerLayer.variants}
 
 
 # -- arguments ---------------------------------------------------------------------------------

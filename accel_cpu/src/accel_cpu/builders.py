@@ -44,6 +44,7 @@ LIBRARY = NativeLibrary(
 _PLAIN_ATTENTION = {
     "mask": False, "slopes": False, "window": None, "softcap": None, "dropout": 0.0,
 }  # fmt: skip
+_PLAIN_OPTIONS = (None, None, 0.0)  # window, softcap, dropout
 
 _COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -159,12 +160,18 @@ class TransformerBuilder(_Native):
 
 
 def _plain_attention(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel with all the arguments of the op, of which it takes those it serves."""
+    """The kernel with all the arguments of the op. Those it does not serve were refused by
+    ``reasons``; who calls its torch op past that is told, not given another result."""
 
     def attention(
-        q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: None, slopes: None, seed: Any,
-        causal: bool, scale: float | None, *others: Any,
+        q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: Tensor | None,
+        slopes: Tensor | None, seed: Any, causal: bool, scale: float | None, *others: Any,
     ) -> Any:  # fmt: skip
+        if mask is not None or slopes is not None or others != _PLAIN_OPTIONS:
+            raise RuntimeError(
+                "accel_cpu.native serves attention without mask, slopes, window, softcap and "
+                "dropout; call accel.ops.attention, which finds what serves them"
+            )
         return kernel(q, k, v, spans, causal, scale)
 
     return attention

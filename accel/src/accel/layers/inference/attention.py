@@ -58,6 +58,7 @@ class SoftmaxContextOp(BaseOp):
     """Attention over the tokens given and those that ``workspace`` keeps of the calls before."""
 
     uses = ("rotary", "attention")
+    variants = {"attention with a mask": ("attention", {"mask": True})}  # noqa: RUF012
 
     def __init__(
         self, config: InferenceConfig | None = None, workspace: WorkspaceOp | None = None

@@ -54,6 +54,10 @@ class TransformerLayer(OpLayer):
     """
 
     uses = ("linear", "layer_norm", "attention", "bias_act", "dropout_add", "softmax")
+    variants = {  # noqa: RUF012 - as the base says
+        "attention with a mask": ("attention", {"mask": True}),
+        "attention with dropout": ("attention", {"dropout": 0.1}),
+    }
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Any
