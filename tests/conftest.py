@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 from accel.native import cache as native_cache
 
@@ -51,5 +53,23 @@ def fresh():
         )
         assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def in_two_processes(tmp_path_factory, build_cache):
+    """``in_two_processes(work)`` runs ``work(rank, port, folder)`` in two; returns folder."""
+
+    def run(work):
+        folder = tmp_path_factory.mktemp("processes")
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            port = listening.getsockname()[1]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ACCEL_BACKEND", "cpu")
+            patch.setenv("ACCEL_CACHE_DIR", str(build_cache))
+            mp.spawn(work, (port, folder), nprocs=2)
+        return folder
 
     return run

@@ -1,13 +1,10 @@
 """A model sharded over two processes: the engine's forwards are called as modules, so each layer's
 parameters are gathered when it runs and nowhere else."""
 
-import socket
-
 import models
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -47,21 +44,10 @@ def trained_and_generated(rank, name):
     return roll, scored, {key: value.full_tensor() for key, value in model.state_dict().items()}
 
 
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, build_cache):
+def found(in_two_processes):
     """A folder with what each rank made of each model."""
-    folder = tmp_path_factory.mktemp("sharded")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCEL_BACKEND", "cpu")
-        patch.setenv("ACCEL_CACHE_DIR", str(build_cache))
-        mp.spawn(work, (free_port(), folder), nprocs=2)
-    return folder
+    return in_two_processes(work)
 
 
 @pytest.mark.parametrize("name", models.MAKERS)

@@ -1,10 +1,7 @@
 """Linear layers sharded over two processes: values of the whole, and the bytes that are counted."""
 
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 from sharded_linears import KINDS, SIZE, TILES, stack, work
 from torch import nn
 
@@ -14,20 +11,10 @@ TILE_COUNT = TILES["in_splits"] * TILES["out_splits"]
 WEIGHT = SIZE * SIZE * 4
 
 
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, build_cache):
+def found(in_two_processes):
     """What each rank measured."""
-    folder = tmp_path_factory.mktemp("sharded")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCEL_BACKEND", "cpu")
-        patch.setenv("ACCEL_CACHE_DIR", str(build_cache))
-        mp.spawn(work, (free_port(), folder), nprocs=2)
+    folder = in_two_processes(work)
     return [torch.load(folder / str(rank), weights_only=False) for rank in (0, 1)]
 
 

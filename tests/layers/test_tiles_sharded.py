@@ -1,12 +1,9 @@
 """TiledMLP and TiledCrossEntropy over two processes: each gradient is reduced once, whatever the
 ranks' lengths."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mlp_twin import Plain, assert_equal, made, tiled
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -77,14 +74,9 @@ def trained(way, length):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(in_two_processes):
     """A folder with what the first rank had of each way and each pair of lengths."""
-    folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    mp.spawn(work, (port, folder), nprocs=2)
-    return folder
+    return in_two_processes(work)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
