@@ -170,7 +170,9 @@ def test_a_head_in_one_module_shares_the_weight_of_a_linear():
     fresh = layers.TiledCrossEntropy(5, 11, bias=True)
     torch.manual_seed(3)
     other = torch.nn.Linear(5, 11)
-    assert fresh.weight.abs().max() <= 5**-0.5
+    assert torch.equal(fresh.weight, other.weight)
+    with pytest.raises(TypeError, match=r"takes a torch.nn.Linear, not ReLU"):
+        TiledCrossEntropy.from_linear(torch.nn.ReLU())
     assert {k: v.shape for k, v in fresh.state_dict().items()} == {
         k: v.shape for k, v in other.state_dict().items()
     }

@@ -8,17 +8,16 @@ is ``-ops.logprob``'s, the same bits that an engine samples by and scores with.
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from accel import ops
 from accel.contracts import LOGPROB
 from accel.contracts.checks import WIDE, refuse_nontensor
 from accel.contracts.vocabulary import Adjustment
-from accel.layers.base import OpLayer
+from accel.layers.linear import Linear
 
 # Of fp32 logits held at once. A block passes over the whole gradient of the weight, so it must not
 # be small: at a vocabulary of 131072 it is 256 tokens.
@@ -150,16 +149,17 @@ def _by_formula(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     return [dx, dw, db]
 
 
-class TiledCrossEntropy(OpLayer):
+class TiledCrossEntropy(Linear):
     """A language model's head and its loss in one module: :func:`tiled_cross_entropy` of its own
     weight.
 
     ``forward(x [..., H], targets [...])``. With ``reduction="none"`` the values are those of the
     tokens: their log-probabilities are the same negated. As one module it is one unit of FSDP2, and
-    its weight gets one gradient.
+    its weight gets one gradient. ``from_linear`` shares the parameters of a model's own head.
     """
 
-    uses = ("linear", "logprob")
+    uses: ClassVar[tuple[str, ...]] = ("linear", "logprob")
+    takes_partial: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -174,36 +174,13 @@ class TiledCrossEntropy(OpLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(in_features, vocabulary, bias, device=device, dtype=dtype)
         self.ignore_index, self.reduction = ignore_index, reduction
         self.scale, self.softcap = scale, softcap
-        self.weight = nn.Parameter(torch.empty(vocabulary, in_features, device=device, dtype=dtype))
-        self.bias = (
-            nn.Parameter(torch.empty(vocabulary, device=device, dtype=dtype)) if bias else None
-        )
-        self.reset_parameters()
 
-    @classmethod
-    def from_linear(cls, head: nn.Module, **options: Any) -> TiledCrossEntropy:
-        """With the parameters of ``head`` themselves, not copies."""
-        weight, bias = head.get_parameter("weight"), getattr(head, "bias", None)
-        made = cls(weight.shape[1], weight.shape[0], device="meta", **options)
-        made.weight, made.bias = weight, bias
-        return made
-
-    def reset_parameters(self) -> None:
-        """Uniform within ``1/sqrt(H)``, as torch.nn.Linear's."""
-        bound = 1 / math.sqrt(max(self.weight.shape[1], 1))
-        for parameter in self.parameters(recurse=False):
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, x: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
         """The loss of hidden rows x at ``targets``; see :func:`tiled_cross_entropy`."""
         return tiled_cross_entropy(
             x, self.weight, targets, self.bias, ignore_index=self.ignore_index,
             reduction=self.reduction, scale=self.scale, softcap=self.softcap,
         )  # fmt: skip
-
-    def extra_repr(self) -> str:
-        vocabulary, in_features = self.weight.shape
-        return f"in_features={in_features}, vocabulary={vocabulary}, bias={self.bias is not None}"
