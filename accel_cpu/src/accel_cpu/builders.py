@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,26 +114,10 @@ class TilingBuilder(_Native):
     )
 
     def load(self, impl: Impl) -> Callable[..., Any]:
+        kernel = super().load(impl)
         if impl.op == "tiled_linear":
-            return _tiled_linear(super().load(replace(impl, op="linear")))
-        return super().load(impl)
-
-
-def _tiled_linear(linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """linear's kernel, which adds to nothing, and the partial sum after it: rows stay exact."""
-
-    def tiled_linear(
-        x: Tensor, w: Tensor, b: Tensor | None, partial: Tensor | None,
-        out_dtype: torch.dtype | None,
-    ) -> Tensor:  # fmt: skip
-        out_dtype = out_dtype or x.dtype
-        if partial is None:
-            return linear(x, w, b, None, out_dtype)
-        if partial.device != x.device:
-            raise RuntimeError(f"x is on {x.device}, partial on {partial.device}; move one of them")
-        return linear(x, w, b, None, torch.float32).add_(partial).to(out_dtype)
-
-    return tiled_linear
+            kernel.into = torch.ops.accel_cpu_kernels.tiled_linear_native_into.default
+        return kernel
 
 
 class TransformerBuilder(_Native):

@@ -7,6 +7,7 @@ what the tiles before it found.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,6 +58,25 @@ def _check_partial(partial: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
             f"{NAME}: partial must be {list(shape)}, the result's shape; found "
             f"{checks.describe(partial)} beside {checks.describe(x)}"
         )
+
+
+def check_out(x: Tensor, w: Tensor, out: Tensor, out_dtype: torch.dtype | None) -> None:
+    """OpArgumentError unless the result of ``x`` and ``w`` can be written to ``out``."""
+    shape = (*x.shape[:-1], w.shape[0])
+    if tuple(out.shape) != shape or out.device != x.device:
+        raise OpArgumentError(
+            f"{NAME}: out must be {list(shape)} on {x.device}, the result's; found "
+            f"{checks.describe(out)}"
+        )
+    if out_dtype not in (None, out.dtype):
+        raise OpArgumentError(f"{NAME}: out is {out.dtype} and out_dtype {out_dtype}; leave one")
+    try:
+        out.view(math.prod(shape[:-1]), shape[-1])
+    except RuntimeError:
+        raise OpArgumentError(
+            f"{NAME}: the rows of out must lie at equal distances; found {checks.describe(out)} "
+            f"with strides {list(out.stride())}"
+        ) from None
 
 
 def fits(x: Tensor, w: Tensor, b: Tensor | None, partial: Tensor | None) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from accel import ops
 from accel.engine.call import Call
-from accel.engine.forward import watched
 from accel.engine.sequences import Sequences
 from accel.errors import OpArgumentError
+from accel.layers.hooks import has_hooks
 
 # transformers' mark for a label that does not count.
 IGNORED = -100
@@ -101,6 +101,6 @@ def _scored(
 ) -> tuple[Tensor, Tensor]:
     """(log-probability, entropy) of ``ids`` ``[T]``; by way of the logits, to the same bits, where
     a hook on the head expects to see those."""
-    if watched(head):
+    if has_hooks(head):
         return ops.logprob(head(h), ids, temperature=temperature)
     return head(h, ids=ids, temperature=temperature)  # type: ignore[no-any-return]

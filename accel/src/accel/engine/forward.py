@@ -6,13 +6,6 @@ from typing import Any
 
 from torch import nn
 
-_WATCHERS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
 
 class Forward:
     """Called by ``nn.Module.__call__`` like the method it stands for.
@@ -34,11 +27,6 @@ class Forward:
     def remove(self) -> None:
         """Leave the module as it was."""
         del self.module.__dict__["forward"]
-
-
-def watched(module: nn.Module) -> bool:
-    """True if hooks expect the module to be called as a module."""
-    return any(getattr(module, name) for name in _WATCHERS)
 
 
 def installed(module: nn.Module) -> Forward | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,13 @@ from accel.errors import OpArgumentError
 from accel.layers import tiled_state
 from accel.layers.base import OpLayer
 from accel.layers.gather import gathered
+from accel.layers.hooks import has_global_hooks, has_hooks
 from accel.layers.linear import Linear, require_linear
+from accel.layers.tiled_product import tiled_product
 from accel.layers.tiling import partition_uniform, sizes, split_tensor_along_last_dim
+from accel.ops.door import watched_by_torch
+
+_OVERRIDABLE = ("_split_global_input", "_reduce_local_output", "_combine_output_splits")
 
 
 class TiledLinear(OpLayer):
@@ -94,9 +99,26 @@ class TiledLinear(OpLayer):
     # -- the product ---------------------------------------------------------------------------
 
     def forward(self, input_: Tensor | Sequence[Tensor]) -> Any:
+        if self._only_reads(input_):
+            weights = [[tile.weight for tile in row] for row in self._rows]
+            biases = [row[-1].bias for row in self._rows] if self.use_bias else []
+            return tiled_product(cast(Tensor, input_), weights, biases)
         inputs = self._split(input_)
         outputs = [self._row(out_id, inputs) for out_id in range(self.out_splits)]
         return self._combine_output_splits(outputs) if self.combine_out_splits else outputs
+
+    @property
+    def _rows(self) -> list[list[Any]]:
+        return [list(row) for row in self.linears]  # type: ignore[call-overload]
+
+    def _only_reads(self, input_: Any) -> bool:
+        """True if nobody can tell whether the tiles are called or only read."""
+        plain = self.combine_out_splits and not (self.input_is_already_split or self.recompute)
+        own = all(getattr(type(self), name) is getattr(TiledLinear, name) for name in _OVERRIDABLE)
+        if not (plain and own) or watched_by_torch((input_,)) or has_global_hooks():
+            return False
+        whole = input_.shape[-1:] == (self.in_features,)
+        return whole and all(_only_reads(tile) for row in self._rows for tile in row)
 
     def _split(self, input_: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
         if not self.input_is_already_split:
@@ -279,6 +301,18 @@ class TiledLinearReturnBias(TiledLinear):
             )
         combine = super()._combine_output_splits
         return combine(tensors), combine(given) if given else None
+
+
+def _only_reads(tile: Any) -> bool:
+    """True if a call of ``tile`` would do nothing but multiply by its Parameters."""
+    plain = type(tile) is Linear and "forward" not in vars(tile)
+    return (
+        plain
+        and tile.act is None
+        and type(tile.weight) is nn.Parameter
+        and tile._compiled_call_impl is None
+        and not has_hooks(tile)
+    )
 
 
 def _check_splits(which: str, splits: int, features: int) -> None:

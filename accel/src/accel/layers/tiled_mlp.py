@@ -18,6 +18,7 @@ from accel.contracts.checks import require_act
 from accel.contracts.tiled_mlp import require_tile_rows
 from accel.errors import OpArgumentError
 from accel.layers.base import OpLayer
+from accel.layers.hooks import has_hooks
 
 # What other modules call the activation they hold.
 _HOLDERS = ("act_fn", "activation_fn", "act")
@@ -140,9 +141,9 @@ def _projection(module: nn.Module, name: str) -> nn.Linear:
             f"TiledMLP: {name} must be a torch.nn.Linear, whose weight is read without calling it; "
             f"found {type(projection).__name__}"
         )
-    if projection._forward_hooks or projection._forward_pre_hooks:
+    if has_hooks(projection):
         raise OpArgumentError(
-            f"TiledMLP: {name} has forward hooks, which would not run, since the MLP is one op; "
+            f"TiledMLP: {name} has hooks, which would not run, since the MLP is one op; "
             "hook, wrap or shard the TiledMLP instead"
         )
     return projection

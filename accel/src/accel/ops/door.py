@@ -127,6 +127,39 @@ def bound(contract: Contract, tensors: Tensors, options: Options, grad: bool) ->
     return binding
 
 
+def into(
+    contract: Contract, door: Callable[..., Tensor], tensors: Tensors, options: Options, out: Tensor
+) -> Tensor:
+    """The op's result, written to ``out``: by the kernel itself where it can, else by a copy.
+
+    RuntimeError where autograd would have to record it.
+    """
+    if _records((*tensors, out)):
+        raise RuntimeError(
+            f"{contract.name}: a result that autograd records cannot be written to out; leave out "
+            "away, or call it under torch.no_grad()"
+        )
+    if watched_by_torch((*tensors, out)):
+        return out.copy_(door(*tensors, *options))
+    kernel = bound(contract, tensors, options, grad=False).kernel
+    write = getattr(kernel, "into", None)
+    if write is None:
+        return out.copy_(kernel(*tensors, *options))
+    write(*tensors, out)
+    return out
+
+
+def watched_by_torch(tensors: Tensors) -> bool:
+    """True if more than a kernel's result is wanted: what sends a call the careful way."""
+    return (
+        torch.compiler.is_dynamo_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_any_autocast_enabled()
+        or any(type(t) not in _PLAIN_OR_NONE for t in tensors)
+    )
+
+
 def _request(
     contract: Contract, device: torch.device, dtype: torch.dtype, policy: Policy, grad: bool,
     options: Options, present: Present,

@@ -86,15 +86,31 @@ def tiled_linear(
 ) -> Tensor:
     if partial is None:
         return linear(x, w, b, None, out_dtype)
-    if partial.dtype is not x.dtype or (out_dtype or x.dtype) is not x.dtype:
-        return _wide(x, w, b).add_(partial).to(out_dtype or x.dtype)
-    _require_one_device(x, w, b, partial)
-    # Added to in place by the product itself, which spares a pass over the result.
-    z = partial.clone(memory_format=torch.contiguous_format) if b is None else partial + b
-    z = z.contiguous()
+    out = partial.new_empty(partial.shape, dtype=out_dtype or x.dtype)
+    return _tiled_linear_into(x, w, b, partial, out)
+
+
+def _tiled_linear_into(
+    x: Tensor, w: Tensor, b: Tensor | None, partial: Tensor | None, out: Tensor
+) -> Tensor:
+    _require_one_device(x, w, b, partial, out)
+    if not out.dtype is x.dtype is (x if partial is None else partial).dtype:
+        z = _wide(x, w, b)
+        return out.copy_(z if partial is None else z.add_(partial))
     m, n = math.prod(x.shape[:-1]), w.shape[0]  # counted: -1 cannot be inferred beside a 0
-    z.view(m, n).addmm_(x.reshape(m, w.shape[1]), w.t())
-    return z
+    rows, columns, sums = x.reshape(m, w.shape[1]), w.t(), out.view(m, n)
+    if partial is not None:
+        # Added to by the product itself, which spares a pass over the result.
+        out.copy_(partial) if b is None else torch.add(partial, b, out=out)
+        sums.addmm_(rows, columns)
+    elif b is None:
+        torch.mm(rows, columns, out=sums)
+    else:
+        torch.addmm(b, rows, columns, out=sums)
+    return out
+
+
+tiled_linear.into = _tiled_linear_into  # type: ignore[attr-defined]
 
 
 def _wide(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

@@ -58,14 +58,25 @@ LinearArgs product_of(const char* op, at::Tensor& x, Projection& p, bool as_rows
   return args;
 }
 
-at::Tensor run(const char* op, LinearArgs args, const at::Tensor& x, at::ScalarType out_type) {
-  args.out_dtype = dtype_of(op, "out_dtype", out_type);
+at::DimVector result_shape(const LinearArgs& args, const at::Tensor& x) {
   at::DimVector shape(x.sizes());
   shape.back() = args.n;
-  at::Tensor out = at::empty(shape, x.options().dtype(out_type));
+  return shape;
+}
+
+// `out` has the shape of the result, and rows of unit stride.
+void run_into(const char* op, LinearArgs args, const at::Tensor& out) {
+  args.out_dtype = dtype_of(op, "the result", out.scalar_type());
   args.out = out.mutable_data_ptr();
+  args.out_stride = *row_stride(out);
   // Asking torch also makes its thread count OpenMP's on a thread that has not used torch before.
   linear(args, at::get_num_threads());
+}
+
+at::Tensor run(const char* op, const LinearArgs& args, const at::Tensor& x,
+               at::ScalarType out_type) {
+  const at::Tensor out = at::empty(result_shape(args, x), x.options().dtype(out_type));
+  run_into(op, args, out);
   return out;
 }
 
@@ -109,6 +120,37 @@ at::Tensor lora_linear_native(at::Tensor x, const at::Tensor& w, const at::Tenso
   return run(op, args, x, out_dtype.value_or(x.scalar_type()));
 }
 
+// A product and the partial sum it is added to. `x`, `p` and `partial` keep alive what those point
+// to.
+LinearArgs sum_of(const char* op, at::Tensor& x, Projection& p, OptionalTensor& partial) {
+  LinearArgs args = product_of(op, x, p);
+  if (!partial) return args;
+  TORCH_CHECK(partial->sizes() == at::IntArrayRef(result_shape(args, x)), op,
+              ": partial has shape ", partial->sizes(), "; it must be the result's, ",
+              at::IntArrayRef(result_shape(args, x)));
+  args.partial_dtype = dtype_of(op, "partial", partial->scalar_type());
+  args.partial = matrix_of(*partial);
+  return args;
+}
+
+at::Tensor tiled_linear_native(at::Tensor x, const at::Tensor& w, const OptionalTensor& b,
+                               OptionalTensor partial, std::optional<at::ScalarType> out_dtype) {
+  const char* op = "tiled_linear_native";
+  Projection main{"w", w, "b", b};
+  return run(op, sum_of(op, x, main, partial), x, out_dtype.value_or(x.scalar_type()));
+}
+
+void tiled_linear_native_into(at::Tensor x, const at::Tensor& w, const OptionalTensor& b,
+                              OptionalTensor partial, const at::Tensor& out) {
+  const char* op = "tiled_linear_native_into";
+  Projection main{"w", w, "b", b};
+  const LinearArgs args = sum_of(op, x, main, partial);
+  TORCH_CHECK(out.sizes() == at::IntArrayRef(result_shape(args, x)), op, ": out has shape ",
+              out.sizes(), "; it must be the result's, ", at::IntArrayRef(result_shape(args, x)));
+  if (row_stride(out)) return run_into(op, args, out);
+  out.copy_(run(op, args, x, out.scalar_type()));
+}
+
 // Of the logits of hidden rows no more than this is held at once, in fp32.
 constexpr int64_t kLogitBytes = 16 << 20;
 
@@ -122,6 +164,7 @@ void logprob_of_hidden(LinearArgs product, LogprobArgs args, const at::TensorOpt
   const int64_t rows = std::min(m, std::max<int64_t>(kLogitBytes / (4 * args.v), 1));
   const at::Tensor z = at::empty({rows, args.v}, options);
   product.out = z.mutable_data_ptr();
+  product.out_stride = args.v;
   args.z = {z.const_data_ptr(), args.v};
   const int64_t row_bytes = product.x.stride * (product.dtype == DType::f32 ? 4 : 2);
   for (int64_t done = 0; done < m; done += rows) {
@@ -203,6 +246,14 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
       "float scale=1.0, ScalarType? out_dtype=None) -> Tensor",
       tags);
   m.def(
+      "tiled_linear_native(Tensor x, Tensor w, Tensor? b=None, Tensor? partial=None, "
+      "ScalarType? out_dtype=None) -> Tensor",
+      tags);
+  m.def(
+      "tiled_linear_native_into(Tensor x, Tensor w, Tensor? b, Tensor? partial, Tensor(a!) out) "
+      "-> ()",
+      tags);
+  m.def(
       "logprob_native(Tensor x, Tensor ids, Tensor? w=None, Tensor? b=None, float scale=1.0, "
       "float? softcap=None, float temperature=1.0) -> (Tensor, Tensor)",
       tags);
@@ -217,6 +268,8 @@ TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
   m.impl("linear_native", TORCH_FN(linear_native));
   m.impl("gated_linear_native", TORCH_FN(gated_linear_native));
   m.impl("lora_linear_native", TORCH_FN(lora_linear_native));
+  m.impl("tiled_linear_native", TORCH_FN(tiled_linear_native));
+  m.impl("tiled_linear_native_into", TORCH_FN(tiled_linear_native_into));
   m.impl("logprob_native", TORCH_FN(logprob_native));
 }
 

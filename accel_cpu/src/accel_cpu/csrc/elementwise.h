@@ -43,6 +43,14 @@ void widen_to(float* out, const T* a, int64_t size) {
   for_each_vector(size, [=](int64_t i, auto... n) { store(out + i, load(a + i, n...), n...); });
 }
 
+void add_in_place(float* a, DType dtype, const void* b, int64_t offset, int64_t size) {
+  switch (dtype) {
+    case DType::f32: return add_in_place(a, static_cast<const float*>(b) + offset, size);
+    case DType::bf16: return add_in_place(a, static_cast<const bf16*>(b) + offset, size);
+    case DType::f16: return add_in_place(a, static_cast<const f16*>(b) + offset, size);
+  }
+}
+
 void round_to(DType dtype, void* out, int64_t offset, const float* a, int64_t size) {
   switch (dtype) {
     case DType::f32: return round_to(static_cast<float*>(out) + offset, a, size);

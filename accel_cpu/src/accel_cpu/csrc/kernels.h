@@ -46,7 +46,10 @@ struct LinearArgs {
   Matrix u;                       // [m, rank], fp32
   Matrix lora_b;                  // [n, rank]
   float scale = 1;
-  void* out = nullptr;            // [m, n], contiguous
+  Matrix partial;                 // [m, n], of dtype or fp32; added to all that, if there is one
+  DType partial_dtype = DType::f32;
+  void* out = nullptr;            // [m, n] with unit stride inside a row; partial's place, or apart
+  int64_t out_stride = 0;         // from one row to the next
   int64_t m = 0, n = 0, k = 0;
   DType dtype = DType::f32;       // of x, w and the biases
   DType out_dtype = DType::f32;

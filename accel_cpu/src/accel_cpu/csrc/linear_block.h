@@ -174,7 +174,10 @@ void finish_row(const LinearArgs& args, int64_t m, int64_t n, int64_t columns, f
     multiply_in_place(sums, other, columns);
   }
   if (args.rank) add_scaled_in_place(sums, other, args.scale, columns);
-  round_to(args.out_dtype, args.out, m * args.n + n, sums, columns);
+  if (args.partial.data) {
+    add_in_place(sums, args.partial_dtype, args.partial.data, m * args.partial.stride + n, columns);
+  }
+  round_to(args.out_dtype, args.out, m * args.out_stride + n, sums, columns);
 }
 
 // The adapter's share of an output, u lora_b^T.

@@ -10,8 +10,9 @@ from accel import ops
 from accel.contracts.activation import activate
 from accel.contracts.checks import WIDE
 from accel.engine.call import ACTIVE, current
-from accel.engine.forward import Forward, installed, watched
+from accel.engine.forward import Forward, installed
 from accel.errors import UnsupportedCapability, close_matches
+from accel.layers.hooks import has_hooks
 
 
 class Linear(Forward):
@@ -52,7 +53,7 @@ class LoraLinear(Forward):
         down, up = module.lora_A[adapter], module.lora_B[adapter]
         dropout, scale = module.lora_dropout[adapter], module.scaling[adapter]
         drops = call.dropout and dropout.training and getattr(dropout, "p", 0.0) > 0
-        if drops or up.bias is not None or any(map(watched, (module.base_layer, down, up))):
+        if drops or up.bias is not None or any(map(has_hooks, (module.base_layer, down, up))):
             low = down((dropout(x) if drops else x).to(down.weight.dtype))
             return module.base_layer(x) + (up(low) * scale).to(x.dtype)  # type: ignore[no-any-return]
         base = installed(module.base_layer)
@@ -102,13 +103,13 @@ class Activation(Forward):
 def fusable(module: nn.Module) -> str | None:
     """The activation's name, if no hook expects the module to be called."""
     found = installed(module)
-    return found.act if isinstance(found, Activation) and not watched(module) else None
+    return found.act if isinstance(found, Activation) and not has_hooks(module) else None
 
 
 def plain(module: nn.Module) -> Linear | None:
     """The projection's forward, if its parent may read its weight: no hooks and no adapters."""
     found = installed(module)
-    return found if isinstance(found, Linear) and not watched(module) else None
+    return found if isinstance(found, Linear) and not has_hooks(module) else None
 
 
 def activated(x: Tensor, module: nn.Module, act: nn.Module) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import LOGPROB, TILED_LINEAR, TILED_MLP
+from accel.contracts.tiled_linear import check_out
 from accel.ops import door
 
 _logprob: Callable[..., tuple[Tensor, Tensor]] = door.of(LOGPROB)
@@ -22,14 +23,23 @@ def tiled_linear(
     partial: Tensor | None = None,
     *,
     out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``partial + x @ w.T + b`` in fp32, rounded once: one tile of a product whose sum is split.
 
     x ``[..., K]``, w ``[N, K]``, b ``[N]`` of one dtype; partial ``[..., N]`` of that dtype or of
     fp32 (fp64 beside fp64), kept for no backward. Returns ``[..., N]`` in ``out_dtype`` (default
     x's). See :func:`linear`.
+
+    With ``out`` ``[..., N]``, of any dtype that the op could return and rows at equal distances,
+    the result is written there, with the same bits, and returned. It may be ``partial`` itself, and
+    share memory with nothing else that is read. As torch's own ``out``, it is not for tensors that
+    autograd records.
     """
-    return _tiled_linear(x, w, b, partial, out_dtype)
+    if out is None:
+        return _tiled_linear(x, w, b, partial, out_dtype)
+    check_out(x, w, out, out_dtype)
+    return door.into(TILED_LINEAR, _tiled_linear, (x, w, b, partial), (out.dtype,), out)
 
 
 def logprob(
