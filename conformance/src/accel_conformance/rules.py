@@ -13,6 +13,8 @@ RULES: dict[str, str] = {
     "inputs_kept": "no bit of an argument's storage is changed",
     "fresh": "the result shares no memory with an argument or an earlier result",
     "repeatable": "the same call gives the same bits",
+    "placed": "a result written to out is right, and where rows are exact of the same bits; "
+    "nothing beside it is written",
     "gradient": "gradients are those of float64 within a stated multiple of the tolerance",
     "bad_input": "arguments that break the contract raise, and the message says what is wrong",
     "unharmed": "an op works as before after a call that raised",

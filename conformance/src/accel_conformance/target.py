@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,14 @@ class Target:
         names = list(self.contract.parameters)[len(tensors) :]
         function = getattr(accel.ops, self.op)
         return each(function(*tensors, **dict(zip(names, options))))
+
+    def takes_out(self) -> bool:
+        """Whether the public function writes its result to a place it is given."""
+        return "out" in inspect.signature(getattr(accel.ops, self.op)).parameters
+
+    def call_into(self, args: Args, out: Tensor) -> None:
+        tensors, _ = self._split(args)
+        getattr(accel.ops, self.op)(*tensors, out=out)
 
     def bound(self, args: Args, *, grad: bool = False) -> str:
         """Id of the implementation the public function is bound to for these arguments."""

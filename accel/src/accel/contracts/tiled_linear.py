@@ -62,6 +62,7 @@ def _check_partial(partial: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
 
 def check_out(x: Tensor, w: Tensor, out: Tensor, out_dtype: torch.dtype | None) -> None:
     """OpArgumentError unless the result of ``x`` and ``w`` can be written to ``out``."""
+    checks.refuse_nontensor(NAME, {"x": x, "w": w, "out": out}, optional=())
     shape = (*x.shape[:-1], w.shape[0])
     if tuple(out.shape) != shape or out.device != x.device:
         raise OpArgumentError(
@@ -70,6 +71,11 @@ def check_out(x: Tensor, w: Tensor, out: Tensor, out_dtype: torch.dtype | None) 
         )
     if out_dtype not in (None, out.dtype):
         raise OpArgumentError(f"{NAME}: out is {out.dtype} and out_dtype {out_dtype}; leave one")
+    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride())):
+        raise OpArgumentError(
+            f"{NAME}: out has one place for several elements; found {checks.describe(out)} with "
+            f"strides {list(out.stride())}"
+        )
     try:
         out.view(math.prod(shape[:-1]), shape[-1])
     except RuntimeError:

@@ -29,7 +29,9 @@ class TiledLinear(OpLayer):
     x ``[..., in_features]``, returns ``[..., out_features]``; of tiles of one row the results are
     summed, those of the rows set side by side. Tiles are modules called as modules, in
     ``linears[out][in]``: hooks fire, and sharded one by one (``fully_shard(tile)``, ZeRO-3) only
-    one of them need be there at a time.
+    one of them need be there at a time. Where nobody can tell, since tiles are :class:`Linear` and
+    nothing hangs on them, they are only read, and each writes where its share belongs, in the time
+    of a plain layer; with an exact implementation to the same bits.
 
     ``input_is_already_split``  the input comes as ``in_splits`` tensors
     ``combine_out_splits``      False returns a list, the results of the rows

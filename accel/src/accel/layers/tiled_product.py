@@ -58,7 +58,7 @@ class _TiledProduct(torch.autograd.Function):
 
 
 def _of_input(grads: Sequence[Tensor], tiles: Tiles) -> Tensor:
-    """``[m, K]``: of each column of tiles, the sum of the gradients ``[m, N_o]`` times its tiles."""
+    """``[m, K]``: for each column of tiles the sum of ``[m, N_o]`` gradients times its tiles."""
     columns = list(zip(*tiles))
     if torch.is_grad_enabled():  # recorded, for a second derivative
         shares = [torch.stack([g @ t for g, t in zip(grads, column)]).sum(0) for column in columns]

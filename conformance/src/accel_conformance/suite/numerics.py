@@ -28,6 +28,8 @@ from accel_conformance.target import (
     tensors,
 )
 
+CANARY = 7.0  # which every dtype has
+
 
 def cases(subject: Subject) -> Iterator[Case]:
     return per_sample("ops", subject, check)
@@ -51,18 +53,22 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     _inputs_kept(seen, target, args, before)
     _fresh(seen, target, args, first, second)
     _repeatable(seen, kept, first, second, watched)
+    if target.takes_out():
+        _placed(seen, target, args, *kept)
     if _promised(seen, kept, promised):
         accuracy(seen, target.contract, kept, args)
 
 
-def accuracy(seen: Evidence, contract: Contract, results: Results, args: Args) -> None:
+def accuracy(
+    seen: Evidence, contract: Contract, results: Results, args: Args, rule: str = "accuracy"
+) -> None:
     with np.errstate(all="ignore"):
         expected = each(ORACLES[contract.name].value(*map(exact, args)))
     for which, result, wanted in zip(labels(results), results, expected, strict=True):
         budget = tolerance(contract, contract.key(args).dtype, result.dtype)
         used = shares(result, wanted, budget)
         seen.used(used.rms, used.peak)
-        seen.expect("accuracy", used.within, f"{which}{used}")
+        seen.expect(rule, used.within, f"{which}{used}")
 
 
 def labels(results: Results) -> list[str]:
@@ -120,6 +126,33 @@ def _fresh(seen: Evidence, target: Target, args: Args, first: Results, second: R
     seen.expect("fresh", len(set(homes)) == len(homes), "two results lie in one storage")
     over = any(_home(result) in homes for result in second)
     seen.expect("fresh", not over, "a second call's result lies over the first's")
+
+
+def _placed(seen: Evidence, target: Target, args: Args, result: Tensor) -> None:
+    """Written between columns that must stay, then, where it adds to one, over the partial sum."""
+    if not result.dim():
+        return
+    beside, n = 3, result.shape[-1]
+    rows = result.new_full((*result.shape[:-1], n + 2 * beside), CANARY)
+    out = rows[..., beside : beside + n]
+    target.call_into(args, out)
+    _as_alone(seen, target, args, out, result)
+    named = dict(zip(target.contract.parameters, args))
+    partial = named.get("partial")
+    if partial is not None and partial.dtype is result.dtype:
+        out.copy_(partial)
+        target.call_into(tuple({**named, "partial": out}.values()), out)
+        _as_alone(seen, target, args, out, result)
+    out.fill_(CANARY)
+    written = int((rows != CANARY).sum())
+    seen.expect("placed", not written, f"{written} elements beside out were written")
+
+
+def _as_alone(seen: Evidence, target: Target, args: Args, out: Tensor, result: Tensor) -> None:
+    if target.impl.shape_invariant:
+        seen.expect("placed", same_bits((out,), (result,)), "written to out it has other bits")
+    else:
+        accuracy(seen, target.contract, (out,), args, rule="placed")
 
 
 def _home(tensor: Tensor) -> int:

@@ -32,9 +32,9 @@ def tiled_linear(
     x's). See :func:`linear`.
 
     With ``out`` ``[..., N]``, of any dtype that the op could return and rows at equal distances,
-    the result is written there, with the same bits, and returned. It may be ``partial`` itself, and
-    share memory with nothing else that is read. As torch's own ``out``, it is not for tensors that
-    autograd records.
+    the result is written there and returned, by a shape-invariant implementation with the same
+    bits. It may be ``partial`` itself, and share memory with nothing else that is read. As torch's
+    own ``out``, it is not for tensors that autograd records.
     """
     if out is None:
         return _tiled_linear(x, w, b, partial, out_dtype)
