@@ -10,6 +10,8 @@ from accel import testing
 from accel.errors import AccelWarning
 from accel.refusal import Refusal
 from accel_conformance import suite
+from accel_conformance.case import Case, Evidence, Outcome, execute
+from accel_conformance.selection import PROFILES
 from accel_conformance.subject import find
 
 
@@ -97,3 +99,30 @@ def test_another_backends_kernels_are_its_own_to_prove(capsys):
     ids = listed(capsys, plugins=[other, loose])
     assert not any("/o.k/" in id for id in ids)
     assert any("/pack.k/" in id for id in ids)
+
+
+def test_a_profile_takes_the_areas_of_those_before_it(capsys):
+    inference, training = (listed(capsys, ops=["linear"], profile=p) for p in PROFILES)
+    assert set(inference) < set(training) == set(listed(capsys, ops=["linear"]))
+    assert {id.partition("/")[0] for id in set(training) - set(inference)} == {"gradients"}
+    assert "unknown profile 'infrence'; did you mean 'inference'?" in refused(
+        capsys, profile="infrence"
+    )
+
+
+def test_a_smoke_run_takes_one_input_of_each_kind(capsys):
+    smoke = listed(capsys, ops=["linear"], level="smoke")
+    full = listed(capsys, ops=["linear"])
+    kinds = [id.rpartition("/")[0] for id in smoke if not id.startswith("builders/")]
+    assert len(kinds) == len(set(kinds))
+    assert {id.rpartition("/")[0] for id in full} == {id.rpartition("/")[0] for id in smoke}
+    assert "unknown level 'smok'" in refused(capsys, level="smok")
+
+
+def test_a_case_that_looks_at_nothing_is_no_pass():
+    result = execute(Case("ops/nothing", lambda seen: None))
+    assert result.outcome is Outcome.UNTESTED
+    assert result.outcome.bad
+    assert "looked at nothing" in result.message()
+    with pytest.raises(KeyError):
+        Evidence().expect("no_such_rule", True, "")

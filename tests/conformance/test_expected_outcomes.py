@@ -1,6 +1,7 @@
 """The expectations file: what it excuses, and everything that makes it fail the run itself."""
 
 import datetime
+import re
 
 import conformance_host
 import pytest
@@ -70,15 +71,38 @@ def test_what_passes_although_it_is_expected_to_fail_fails_the_run(file, planted
     assert status == 1
     assert outcomes(report)[f"ops/linear/{PLANTED}/float32/batched"] == "unexpected"
     messages = {case["message"] for case in report["cases"] if case["outcome"] == "unexpected"}
-    assert messages == {"[expectation] was expected to fail (known) and did not"}
+    assert messages == {"[1.2 expectation] was expected to fail (known) and did not"}
 
 
-def test_what_is_to_be_skipped_is_not_run(file, planted):
-    status, report = planted(file((f"ops/linear/{PLANTED}/*", "skip", LATER)))
+def test_what_is_to_be_skipped_is_not_run(file, conform):
+    path = file(("special/linear/reference/*", "skip", LATER))
+    status, report = conform(
+        impls=["reference"], ops=["linear"], dtypes=["float32"], expectations=path
+    )
     assert status == 0
     skipped = [case for case in report["cases"] if case["outcome"] == "skipped"]
     assert skipped
     assert all(case["seconds"] == 0 and case["message"] == "known" for case in skipped)
+
+
+def test_a_required_case_is_not_skipped(file, planted):
+    status, report = planted(file((f"ops/linear/{PLANTED}/*", "skip", LATER)))
+    assert status == 1
+    assert "skipped" not in outcomes(report).values()
+    (problem,) = report["expectations"]["problems"]
+    assert re.search(rf"skips ops/linear/{PLANTED}/float\d+/\w+, which is required", problem)
+
+
+def test_a_required_rule_is_not_excused(file, conform):
+    path = file(("ops/linear/planted.*", "fail", LATER))
+    with plant(FAULTS["input_overwritten"], "reference") as id:
+        status, report = conform(
+            impls=[id], dtypes=["float32"], cases=["ops/*/odd"], expectations=path
+        )
+    assert status == 1
+    (case,) = report["cases"]
+    assert case["outcome"] == "failed"
+    assert "[2.4 inputs_kept]" in case["message"]
 
 
 def test_an_entry_that_matches_nothing_fails_the_run(file, conform):
@@ -104,7 +128,7 @@ def test_an_expired_entry_excuses_nothing_and_fails_the_run(file, planted):
 
 
 def test_the_last_day_counts(file):
-    path = file(("accelerator/*", "skip", "2026-12-31"))
+    path = file(("special/*", "skip", "2026-12-31"))
     for day, problems in ((31, 0), (32, 1)):
         today = datetime.date(2026, 12, 1) + datetime.timedelta(days=day - 1)
         assert len(expectations.read(path, cases(find("host")), today).problems) == problems

@@ -11,6 +11,11 @@ def test_the_table_of_contracts_is_what_the_contracts_say():
     assert made == (DOCS / "contracts.md").read_text("utf-8"), "run: python docs/contracts.py"
 
 
+def test_the_table_of_rules_is_what_the_suite_says():
+    made = runpy.run_path(str(DOCS / "rules.py"))["page"]()
+    assert made == (DOCS / "rules.md").read_text("utf-8"), "run: python docs/rules.py"
+
+
 def test_every_name_of_deepspeed_s_is_in_its_table():
     from accel import deepspeed
 

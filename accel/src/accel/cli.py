@@ -134,6 +134,10 @@ def conform(
     case: Annotated[
         list[str] | None, typer.Option(help="Only cases like this id, * and ? allowed.")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="What it is for: inference, or training, which is all.")
+    ] = None,
+    level: Annotated[str, typer.Option(help="full, or smoke: one input of each kind.")] = "full",
     expectations: Annotated[
         Path | None, typer.Option(help="File of expected outcomes instead of the backend's.")
     ] = None,
@@ -150,7 +154,8 @@ def conform(
         _fail("accel conform needs the conformance suite: pip install ./conformance")
     code = accel_conformance.run(
         backend, report=report, ops=_names(ops_), dtypes=_names(dtypes), impls=_names(impls),
-        cases=case, expectations=expectations, list_only=list_only, quiet=quiet, json=as_json,
+        cases=case, profile=profile, level=level, expectations=expectations, list_only=list_only,
+        quiet=quiet, json=as_json,
     )  # fmt: skip
     raise typer.Exit(code)
 

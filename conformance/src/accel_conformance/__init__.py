@@ -33,6 +33,8 @@ def run(
     dtypes: Sequence[str] | None = None,
     impls: Sequence[str] | None = None,
     cases: Sequence[str] | None = None,
+    profile: str | None = None,
+    level: str = "full",
     expectations: str | PathLike[str] | None = None,
     list_only: bool = False,
     json: bool = False,
@@ -45,6 +47,9 @@ def run(
     ``ops``, ``dtypes``, ``impls``   only the cases of these, e.g. ``["linear"]``, ``["float32"]``,
                       ``["accel_cpu.native"]``; a case that has no op is left out by any of them
     ``cases``         only the cases whose id matches one of these patterns (``*``, ``?``, ``[]``)
+    ``profile``       what the backend is for: ``"inference"``, or ``"training"``, which includes it
+                      and is all there is, as None is
+    ``level``         ``"full"``, or ``"smoke"``: of cases that differ in their input alone one
     ``expectations``  file of expected outcomes, in place of the one the backend names
     ``list_only``     print the ids of the cases and run none
     ``json``          print the report (or the list) as JSON, and nothing else
@@ -57,6 +62,18 @@ def run(
     from accel_conformance.command import Options, conform
 
     options = Options(
-        backend, report, ops, dtypes, impls, cases, expectations, list_only, json, quiet, plugins
+        backend,
+        report,
+        ops,
+        dtypes,
+        impls,
+        cases,
+        profile,
+        level,
+        expectations,
+        list_only,
+        json,
+        quiet,
+        plugins,
     )
     return conform(options)

@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accel.refusal import Refusal, sentence
+from accel_conformance.rules import RULES
 
 _HERE = str(Path(__file__).parent)
 
 
 class Outcome(str, enum.Enum):
-    """What became of a case. FAILED and UNEXPECTED fail the run."""
+    """What became of a case. FAILED, UNEXPECTED and UNTESTED fail the run."""
 
     PASSED = "passed"
     FAILED = "failed"
+    UNTESTED = "untested"  # looked at nothing, which proves nothing
     REFUSED = "refused"  # the implementation declined the request, with reasons
     EXPECTED = "expected"  # failed, as the expectations file says
     UNEXPECTED = "unexpected"  # did not fail, although the expectations file says so
@@ -27,7 +29,7 @@ class Outcome(str, enum.Enum):
 
     @property
     def bad(self) -> bool:
-        return self in (Outcome.FAILED, Outcome.UNEXPECTED)
+        return self in (Outcome.FAILED, Outcome.UNEXPECTED, Outcome.UNTESTED)
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,12 @@ class Broken:
     rule: str
     says: str
 
+    @property
+    def required(self) -> bool:
+        return RULES[self.rule].required
+
     def __str__(self) -> str:
-        return f"[{self.rule}] {self.says}"
+        return f"[{RULES[self.rule]}] {self.says}"
 
 
 @dataclass
@@ -47,16 +53,20 @@ class Evidence:
 
     ``ran``         id of the implementation that really ran
     ``rms_share``, ``peak_share``   the largest share of the error budgets used; 1 is all of it
+    ``rules``       the rules that were looked at, by name, kept or broken
     """
 
     ran: str | None = None
     rms_share: float | None = None
     peak_share: float | None = None
+    rules: set[str] = field(default_factory=set)
     broken: list[Broken] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
     def expect(self, rule: str, holds: bool, says: str) -> bool:
-        """Note that ``rule`` is broken unless it ``holds``; the check goes on either way."""
+        """Note that ``rule`` was looked at, and is broken unless it ``holds``; the check goes on
+        either way. KeyError for a rule there is not."""
+        self.rules.add(RULES[rule].name)
         if not holds:
             self.broken.append(Broken(rule, says))
         return holds
@@ -84,6 +94,7 @@ class Case:
     op: str | None = None
     implementation: str | None = None
     dtype: str | None = None
+    required: bool = True  # an expectations file cannot have it skipped
 
     @property
     def area(self) -> str:
@@ -108,7 +119,9 @@ class Result:
     def message(self) -> str:
         """What there is to say about it; empty for a plain pass."""
         if self.outcome is Outcome.UNEXPECTED:
-            return f"[expectation] was expected to fail ({self.why}) and did not"
+            return f"[{RULES['expectation']}] was expected to fail ({self.why}) and did not"
+        if self.outcome is Outcome.UNTESTED:
+            return "looked at nothing: no rule was kept, none broken, nothing refused"
         said = self.evidence.message()
         return "; ".join(filter(None, (self.why, said)))
 
@@ -126,7 +139,8 @@ def execute(case: Case) -> Result:
     outcome = (
         Outcome.FAILED if evidence.broken
         else Outcome.REFUSED if evidence.refusals
-        else Outcome.PASSED
+        else Outcome.PASSED if evidence.rules
+        else Outcome.UNTESTED
     )  # fmt: skip
     return Result(case, outcome, evidence, seconds)
 

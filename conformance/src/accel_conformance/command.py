@@ -31,6 +31,8 @@ class Options:
     dtypes: Sequence[str] | None = None
     impls: Sequence[str] | None = None
     cases: Sequence[str] | None = None
+    profile: str | None = None
+    level: str = "full"
     expectations: str | PathLike[str] | None = None
     list_only: bool = False
     json: bool = False
@@ -38,7 +40,7 @@ class Options:
     plugins: Sequence[object] = ()
 
     def selection(self) -> Selection:
-        return Selection(self.ops, self.impls, self.dtypes, self.cases)
+        return Selection(self.ops, self.impls, self.dtypes, self.cases, self.profile, self.level)
 
 
 def conform(options: Options) -> int:

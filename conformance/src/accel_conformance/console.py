@@ -22,7 +22,8 @@ from accel_conformance.session import Session
 Advance = Callable[[Result], None]
 
 STYLES = {
-    "passed": "green", "failed": "bold red", "unexpected": "bold red", "expected": "yellow",
+    "passed": "green", "failed": "bold red", "unexpected": "bold red", "untested": "bold red",
+    "expected": "yellow",
     "refused": "cyan", "skipped": "dim",
 }  # fmt: skip
 

@@ -8,7 +8,7 @@
 
 All four keys are required. An entry that matches no case of the backend, one whose last day has
 passed and one whose case does not fail make the run fail, so that the file cannot outlive its
-reasons.
+reasons. No entry excuses a required rule that is broken, or skips a required case.
 """
 
 from __future__ import annotations
@@ -62,12 +62,10 @@ class Expectations:
         entry = next((entry for entry in self.entries if entry.matches(case)), None)
         if entry is None:
             return execute(case)
-        if entry.outcome == "skip":
+        if entry.outcome == "skip" and not case.required:
             return Result(case, Outcome.SKIPPED, Evidence(), 0.0, entry.reason)
         result = execute(case)
-        failed = result.outcome is Outcome.FAILED
-        outcome = Outcome.EXPECTED if failed else Outcome.UNEXPECTED
-        return Result(case, outcome, result.evidence, result.seconds, entry.reason)
+        return Result(case, _judged(result), result.evidence, result.seconds, entry.reason)
 
 
 def read(
@@ -81,12 +79,26 @@ def read(
     entries = _entries(_located(path))
     expired = [entry for entry in entries if entry.expires < today]
     idle = [entry for entry in entries if not any(map(entry.matches, cases))]
+    needed = {
+        entry.id: case.id
+        for entry in entries
+        for case in cases
+        if entry.outcome == "skip" and case.required and entry.matches(case)
+    }
     problems = [
         *(f"{path}: {e.id!r} expired on {e.expires} ({e.reason})" for e in expired),
         *(f"{path}: {e.id!r} matches no case ({e.reason})" for e in idle),
+        *(f"{path}: {id!r} skips {case}, which is required" for id, case in needed.items()),
     ]
     holding = tuple(e for e in entries if e not in expired)
     return Expectations(str(path), holding, tuple(problems))
+
+
+def _judged(result: Result) -> Outcome:
+    """The outcome of a case that was expected to fail."""
+    if any(broken.required for broken in result.evidence.broken):
+        return Outcome.FAILED
+    return Outcome.EXPECTED if result.outcome is Outcome.FAILED else Outcome.UNEXPECTED
 
 
 def _located(name: str | PathLike[str]) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Worst first: a cell shows the worst there is in it.
-WORST = ("failed", "unexpected", "expected", "passed", "refused", "skipped")
+WORST = ("failed", "unexpected", "untested", "expected", "passed", "refused", "skipped")
 # Only where nothing passed does a refusal or a skip say what the cell is.
 
 

@@ -21,6 +21,8 @@ OPTIONS = {
     "--accel-dtypes": ("A,B", "only the cases in these dtypes"),
     "--accel-impl": ("ID", "only the cases of this implementation"),
     "--accel-cases": ("A,B", "only the cases whose id matches one of these patterns (* ? [])"),
+    "--accel-profile": ("NAME", "what the backend is for: inference, or training, which is all"),
+    "--accel-level": ("NAME", "full, or smoke: of cases that differ in their input alone one"),
     "--accel-expectations": ("FILE", "expected outcomes, in place of the backend's own file"),
 }
 
@@ -106,7 +108,9 @@ def _prepared(config: pytest.Config) -> Session:
     from accel_conformance.session import prepare
 
     selection = Selection(
-        *(_listed(config, f"--accel-{kind}") for kind in ("ops", "impl", "dtypes", "cases"))
+        *(_listed(config, f"--accel-{kind}") for kind in ("ops", "impl", "dtypes", "cases")),
+        config.getoption("--accel-profile"),
+        config.getoption("--accel-level") or "full",
     )
     try:
         return prepare(

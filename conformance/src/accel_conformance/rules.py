@@ -1,43 +1,124 @@
-"""The rules a backend must keep: what each broken rule in a report means."""
+"""The rules a backend must keep, numbered: what each broken rule in a report means.
+
+A number is given once and means the same in every version of the suite; new rules come last in
+their chapter. A required rule is a claim that a backend need not make, or harm done to others: no
+expectation excuses it. An optional one may be broken for a while by a backend that writes down
+where, why and until when.
+"""
 
 from __future__ import annotations
 
-RULES: dict[str, str] = {
-    # every case
-    "works": "what is offered works: no exception where the request was accepted",
-    "expectation": "an outcome that was written down still holds",
-    # ops
-    "served_by": "the implementation that ran is the one that was asked for",
-    "result": "dtype, shape and device of the result are what the contract says",
-    "accuracy": "rms and peak error against float64 stay within the contract's tolerance",
-    "inputs_kept": "no bit of an argument's storage is changed",
-    "fresh": "the result shares no memory with an argument or an earlier result",
-    "repeatable": "the same call gives the same bits",
-    "placed": "a result written to out is right, and where rows are exact of the same bits; "
-    "nothing beside it is written",
-    "gradient": "gradients are those of float64 within a stated multiple of the tolerance",
-    "bad_input": "arguments that break the contract raise, and the message says what is wrong",
-    "unharmed": "an op works as before after a call that raised",
-    "rows": "a row's bits do not depend on how many rows stand beside it, nor on the threads",
-    "agreement": "logprob gives the same bits of hidden rows and of the logits linear has of them",
-    "contained": "NaN and infinity stay in the rows they came in, and are not lost there",
-    # builders
-    "family": "the builders of all families can be had by name, and an unknown name raises",
-    "definition": "an implementation's fields have the right types and belong to its builder",
-    "reasons": "reasons() gives a list of Refusal, the same one twice, and never raises",
-    "loads": "an implementation that accepts a request loads to a callable",
-    "serves": "an implementation accepts some sample in some dtype",
-    # accelerator
-    "identity": "names, indices and devices agree and round trip through torch.device",
-    "types": "members return what they are documented to return",
-    "computes": "the device computes right in every dtype it supports",
-    "capability": "an ability that is claimed works; using one that is not raises with the reason",
-    "streams": "streams nest, order work and are left on any way out",
-    "events": "events order work and tell milliseconds",
-    "memory": "memory figures are bytes of this device and move with its tensors",
-    "pinning": "pinned memory is pinned, and unpinned memory is not",
-    "random": "random number state round trips, and seeding reproduces",
-    "profiling": "ranges open and close",
-    "compile": "the compile backend is one torch knows, and an unknown one changes nothing",
-    "environment": "environment variables are written where asked and nowhere else",
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``says`` in one sentence what holds; ``number`` is its chapter's and its own."""
+
+    number: str
+    name: str
+    says: str
+    required: bool = True
+
+    @property
+    def strength(self) -> str:
+        return "required" if self.required else "optional"
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.name}"
+
+
+CHAPTERS = {
+    "1": "Every case",
+    "2": "Ops",
+    "3": "Op builders",
+    "4": "The accelerator",
 }
+
+_RULES = (
+    Rule("1.1", "works", "what is offered works: no exception where the request was accepted"),
+    Rule("1.2", "expectation", "an outcome that was written down still holds"),
+    Rule("2.1", "served_by", "the implementation that ran is the one that was asked for"),
+    Rule("2.2", "result", "dtype, shape and device of the result are what the contract says"),
+    Rule(
+        "2.3",
+        "accuracy",
+        "rms and peak error against float64 stay within the contract's tolerance",
+        required=False,
+    ),
+    Rule("2.4", "inputs_kept", "no bit of an argument's storage is changed"),
+    Rule("2.5", "fresh", "the result shares no memory with an argument or an earlier result"),
+    Rule("2.6", "repeatable", "the same call gives the same bits", required=False),
+    Rule(
+        "2.7",
+        "placed",
+        "a result written to out is right, where rows are exact to the bit; nothing beside it is "
+        "written",
+    ),
+    Rule(
+        "2.8",
+        "gradient",
+        "gradients are those of float64 within a stated multiple of the tolerance",
+        required=False,
+    ),
+    Rule(
+        "2.9",
+        "bad_input",
+        "arguments that break the contract raise, and the message says what is wrong",
+    ),
+    Rule("2.10", "unharmed", "an op works as before after a call that raised"),
+    Rule(
+        "2.11",
+        "rows",
+        "a row's bits do not depend on how many rows stand beside it, nor on the threads",
+    ),
+    Rule(
+        "2.12",
+        "agreement",
+        "logprob gives the same bits of hidden rows and of the logits linear has of them",
+    ),
+    Rule(
+        "2.13",
+        "contained",
+        "NaN and infinity stay in the rows they came in, and are not lost there",
+        required=False,
+    ),
+    Rule(
+        "3.1",
+        "family",
+        "the builders of all families can be had by name, and an unknown name raises",
+    ),
+    Rule(
+        "3.2",
+        "definition",
+        "an implementation's fields have the right types and belong to its builder",
+    ),
+    Rule(
+        "3.3", "reasons", "reasons() gives a list of Refusal, the same one twice, and never raises"
+    ),
+    Rule("3.4", "loads", "an implementation that accepts a request loads to a callable"),
+    Rule("3.5", "serves", "an implementation accepts some sample in some dtype"),
+    Rule("4.1", "identity", "names, indices and devices agree and round trip through torch.device"),
+    Rule("4.2", "types", "members return what they are documented to return"),
+    Rule("4.3", "computes", "the device computes right in every dtype it supports"),
+    Rule(
+        "4.4",
+        "capability",
+        "an ability that is claimed works; using one that is not raises with the reason",
+    ),
+    Rule("4.5", "streams", "streams nest, order work and are left on any way out"),
+    Rule("4.6", "events", "events order work and tell milliseconds"),
+    Rule("4.7", "memory", "memory figures are bytes of this device and move with its tensors"),
+    Rule("4.8", "pinning", "pinned memory is pinned, and unpinned memory is not"),
+    Rule("4.9", "random", "random number state round trips, and seeding reproduces"),
+    Rule("4.10", "profiling", "ranges open and close", required=False),
+    Rule(
+        "4.11",
+        "compile",
+        "the compile backend is one torch knows, and an unknown one changes nothing",
+        required=False,
+    ),
+    Rule("4.12", "environment", "environment variables are written where asked and nowhere else"),
+)
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}

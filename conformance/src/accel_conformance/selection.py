@@ -1,4 +1,4 @@
-"""Which cases of a subject are run: by op, implementation, dtype and id."""
+"""Which cases of a subject are run: by profile, level, op, implementation, dtype and id."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from accel.errors import close_matches
 from accel.ops.orders import names_it
 from accel_conformance.case import Case
 
+# What a backend is for -> the areas that must hold for it, those of the ones before included.
+PROFILES = {
+    "inference": (
+        "accelerator", "builders", "ops", "bad_inputs", "rows", "agreement", "special",
+    ),
+    "training": ("gradients",),
+}  # fmt: skip
+LEVELS = ("smoke", "full")
+
 
 class UsageError(ValueError):
     """A run that cannot be done as asked; the message says why and what could be asked."""
@@ -19,24 +28,37 @@ class UsageError(ValueError):
 @dataclass(frozen=True)
 class Selection:
     """None selects all. An implementation is named by its id or the part of it after the dot, a
-    case by a pattern (``*``, ``?``, ``[]``) that its whole id matches."""
+    case by a pattern (``*``, ``?``, ``[]``) that its whole id matches. ``"smoke"`` takes of cases
+    that differ in the sample alone the first."""
 
     ops: Sequence[str] | None = None
     impls: Sequence[str] | None = None
     dtypes: Sequence[str] | None = None
     cases: Sequence[str] | None = None
+    profile: str | None = None
+    level: str = "full"
 
     def of(self, cases: Sequence[Case]) -> list[Case]:
         """The cases selected; UsageError for a name nobody has and for an empty selection."""
         self._check(cases)
-        found = [case for case in cases if self._takes(case)]
+        areas = self._areas()
+        found = [case for case in cases if case.area in areas and self._takes(case)]
+        if self.level == "smoke":
+            found = _first_of_each(found)
         if not found:
             raise UsageError(f"nothing to test: no case is {self}")
         return found
 
+    def _areas(self) -> set[str]:
+        names = list(PROFILES)
+        last = names[-1] if self.profile is None else self.profile
+        return {area for name in names[: names.index(last) + 1] for area in PROFILES[name]}
+
     def _check(self, cases: Sequence[Case]) -> None:
         ids = {case.implementation for case in cases if case.implementation}
         dtypes = {case.dtype for case in cases if case.dtype}
+        _known("profile", None if self.profile is None else [self.profile], PROFILES)
+        _known("level", [self.level], LEVELS)
         _known("op", self.ops, CONTRACTS)
         _known("dtype", self.dtypes, dtypes)
         for name in self.impls or ():
@@ -56,8 +78,23 @@ class Selection:
         )
 
     def __str__(self) -> str:
-        given = {"of op": self.ops, "by": self.impls, "in": self.dtypes, "like": self.cases}
+        profile = None if self.profile is None else [self.profile]
+        given = {
+            "of op": self.ops, "by": self.impls, "in": self.dtypes, "like": self.cases,
+            "for": profile,
+        }  # fmt: skip
         return " and ".join(f"{word} {' or '.join(v)}" for word, v in given.items() if v)
+
+
+def _first_of_each(cases: Iterable[Case]) -> list[Case]:
+    """Of each group of cases of one op, implementation and dtype the first; all others."""
+    groups: set[str] = set()
+    found = []
+    for case in cases:
+        if case.dtype is None or case.group not in groups:
+            found.append(case)
+        groups.add(case.group)
+    return found
 
 
 def _named(id: str | None, names: Iterable[str]) -> bool:

@@ -1,23 +1,26 @@
 """What a report says, as JSON can hold it.
 
-    schema        1; raised when a key changes its meaning or goes
+    schema        2; raised when a key changes its meaning or goes
     verdict       "passed", or "failed" if an outcome was not as expected
     suite, core   {"name", "version"} of this package and of accel-core
     plugin        {"backend", "distribution", "vendor", "version", "device_type"}
     software      {"python", "torch", "numpy", "system"}
     device        {"name", "total_memory" (bytes), "compute_units", "count", "dtypes", "details"}
-    selection     {"ops", "impls", "dtypes", "cases"}: lists of what was asked for, or null for all
+    selection     {"ops", "impls", "dtypes", "cases"}: lists of what was asked for, or null for all;
+                  {"profile" (or null for all), "level"}
     started       when, ISO 8601 in UTC         seconds   of running cases
     totals        outcome -> number of cases
     expectations  {"file" (or null), "problems": lines on entries that no longer hold}
-    rules         rule -> what it promises, for the rules broken in this run
+    rules         rule -> {"number", "strength" ("required" or "optional"), "says": what it
+                  promises, "cases": how many looked at it, "broken": in how many of them}
     cases         in the order they were run, each
         id, area, op, implementation, dtype       (the last three null where it has none)
-        outcome       passed · failed · refused · expected · unexpected · skipped
+        outcome       passed · failed · untested · refused · expected · unexpected · skipped
         ran           id of the implementation that really ran, or null
         rms_share, peak_share   largest part of the error budgets used (1 is all; 1e9 is a budget
                       of zero, or NaN or infinity out of place), or null where none was measured
         seconds       of this case
+        rules         names of the rules it looked at, kept or broken
         broken        [{"rule", "says"}]: the rules that did not hold, and what was seen
         message       why the outcome is not simply passed, in words
         refusals      [{"code", "want", "have", "remedy"}]
@@ -44,12 +47,11 @@ from accel_conformance.rules import RULES
 from accel_conformance.session import Session
 from accel_conformance.target import name_of
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def content(session: Session) -> dict[str, Any]:
     """The report of a session that has been run."""
-    broken = {b.rule for result in session.results for b in result.evidence.broken}
     return {
         "schema": SCHEMA,
         "verdict": "passed" if session.passed else "failed",
@@ -71,7 +73,7 @@ def content(session: Session) -> dict[str, Any]:
             "file": session.expectations.file,
             "problems": list(session.problems),
         },
-        "rules": {rule: RULES[rule] for rule in RULES if rule in broken},
+        "rules": _rules(session),
         "cases": [_case(session, result) for result in session.results],
     }
 
@@ -84,6 +86,20 @@ def reproduce(session: Session, id: str) -> str:
         f"pytest --pyargs accel_conformance --accel-backend {backend} "
         f"--accel-cases {shlex.quote(pattern)}"
     )
+
+
+def _rules(session: Session) -> dict[str, Any]:
+    seen = [result.evidence for result in session.results]
+    return {
+        name: {
+            "number": rule.number,
+            "strength": rule.strength,
+            "says": rule.says,
+            "cases": sum(name in evidence.rules for evidence in seen),
+            "broken": sum(name in {b.rule for b in evidence.broken} for evidence in seen),
+        }
+        for name, rule in RULES.items()
+    }
 
 
 def _plugin(session: Session) -> dict[str, Any]:
@@ -137,6 +153,7 @@ def _case(session: Session, result: Result) -> dict[str, Any]:
         "rms_share": _rounded(seen.rms_share),
         "peak_share": _rounded(seen.peak_share),
         "seconds": round(result.seconds, 5),
+        "rules": sorted(seen.rules),
         "broken": [asdict(b) for b in seen.broken],
         "message": result.message(),
         "refusals": [refusal.to_dict() for refusal in seen.refusals],

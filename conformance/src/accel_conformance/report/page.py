@@ -10,13 +10,14 @@ import jinja2
 
 from accel_conformance.matrix import matrix, percent, share
 
-BAD = ("failed", "unexpected")
+BAD = ("failed", "unexpected", "untested")
 
 # outcome -> (sign, what it means); in the order they are shown.
 OUTCOMES = {
     "passed": ("✓", "kept every rule"),
     "failed": ("✗", "broke a rule"),
     "unexpected": ("!", "was written down to fail, and does not"),
+    "untested": ("?", "looked at nothing"),
     "expected": ("~", "failed as written down"),
     "refused": ("\u2013", "declined, with a reason"),
     "skipped": ("·", "not run, as written down"),
@@ -40,6 +41,7 @@ def page(found: dict[str, Any]) -> str:
     text = template.render(
         report=found,
         outcomes=OUTCOMES,
+        bad_outcomes=BAD,
         matrix=matrix(cases),
         failures=_groups(case for case in cases if case["outcome"] in BAD),
         declined=_groups(case for case in cases if case["outcome"] not in (*BAD, "passed")),

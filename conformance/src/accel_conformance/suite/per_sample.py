@@ -21,6 +21,7 @@ def per_sample(
     subject: Subject,
     check: Check,
     *,
+    required: bool = True,
     of: Callable[[Target], bool] = lambda target: True,
     over: Callable[[Contract, Args], bool] = lambda contract, args: True,
 ) -> Iterator[Case]:
@@ -41,6 +42,7 @@ def per_sample(
                     target.op,
                     target.impl.id,
                     name_of(dtype),
+                    required,
                 )
 
 

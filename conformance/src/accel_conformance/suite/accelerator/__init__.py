@@ -26,13 +26,15 @@ from accel_conformance.suite.accelerator import (
 from accel_conformance.target import name_of
 
 MODULES = (devices, streams, memory, randomness, services)
+OPTIONAL = (services,)  # whose cases an expectations file may skip
 
 
 def cases(subject: Subject) -> Iterator[Case]:
     acc = subject.accelerator
     for module in MODULES:
         for check in module.CHECKS:
-            yield Case(f"accelerator/{check.__name__}", partial(check, acc))
+            name = f"accelerator/{check.__name__}"
+            yield Case(name, partial(check, acc), required=module not in OPTIONAL)
     yield Case("accelerator/dtypes_agree", partial(dtypes.dtypes_agree, acc))
     for dtype in acc.supported_dtypes():
         yield Case(f"accelerator/computes/{name_of(dtype)}", partial(dtypes.computes, acc, dtype))

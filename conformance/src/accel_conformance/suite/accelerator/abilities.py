@@ -113,11 +113,23 @@ def both_ways(acc: Accelerator, capability: str, seen: Evidence) -> None:
     refused = acc.refusal(capability)
     if refused is None or always_there(acc, capability):
         for use in USES[capability]:
-            use(acc)
+            _works(acc, use, capability, seen)
     else:
         parts = PARTS.get(capability, USES[capability])
         for use in (lambda acc: acc.require(capability), *parts):
             _raises(acc, use, refused, seen)
+
+
+def _works(
+    acc: Accelerator, use: Callable[[Accelerator], Any], capability: str, seen: Evidence
+) -> None:
+    try:
+        use(acc)
+    except Exception as error:
+        says = f"{capability} is claimed, and using it raises {type(error).__name__}: {error}"
+        seen.expect("capability", False, says)
+    else:
+        seen.expect("capability", True, "it works")
 
 
 def _raises(

@@ -13,16 +13,19 @@ from accel_conformance.suite.accelerator.lacking import lacks
 MEBI = 1 << 20
 SIZE = 32 * MEBI
 
+# capability -> the figures it is for
+FIGURES = {
+    "memory_stats": ("memory_allocated", "memory_reserved"),
+    "peak_memory_stats": ("max_memory_allocated", "max_memory_reserved"),
+    "memory_info": ("total_memory", "available_memory"),
+}
+
 
 def figures_are_bytes(acc: Accelerator, seen: Evidence) -> None:
-    figures = []
-    if acc.supports("memory_stats"):
-        figures += ["memory_allocated", "memory_reserved"]
-    if acc.supports("peak_memory_stats"):
-        figures += ["max_memory_allocated", "max_memory_reserved"]
-    if acc.supports("memory_info"):
-        figures += ["total_memory", "available_memory"]
-    for name in figures:
+    claimed = [ability for ability in FIGURES if acc.supports(ability)]
+    if not claimed:
+        lacks(acc, next(iter(FIGURES)), seen)
+    for name in (name for ability in claimed for name in FIGURES[ability]):
         for index in (None, acc.current_device()):
             value = getattr(acc, name)(index)
             right = type(value) is int and value >= 0

@@ -18,9 +18,11 @@ def ranges_open_and_close(acc: Accelerator, seen: Evidence) -> None:
     acc.range_pop()
     try:
         acc.range_pop()
+        raised = False
     except RuntimeError:
-        return
-    seen.expect("profiling", False, "range_pop() without a range_push() before it does nothing")
+        raised = True
+    says = "range_pop() without a range_push() before it does nothing"
+    seen.expect("profiling", raised, says)
 
 
 def compile_backend_is_checked(acc: Accelerator, seen: Evidence) -> None:
