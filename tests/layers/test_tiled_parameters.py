@@ -198,3 +198,37 @@ def test_a_tile_that_was_replaced_is_saved_by_tiles():
     assert "linears.0.1.0.weight" in keys
     assert "weight" not in keys
     assert "bias" in keys
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_the_whole_cannot_be_set_and_the_error_says_what_can(name):
+    tiled = TiledLinear(7, 5, **SPLITS)
+    for value in (nn.Parameter(torch.zeros(5)), torch.zeros(5), None):
+        with pytest.raises(AttributeError, match=rf"copy_params_from.*linears\[out\]\[in\].{name}"):
+            setattr(tiled, name, value)
+    assert same(tiled, tiled.to_linear())
+
+
+def test_a_layer_can_be_made_without_drawing_its_parameters():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    tiled = nn.utils.skip_init(TiledLinear, 7, 5, dtype=torch.float64, **SPLITS)
+    assert torch.equal(torch.get_rng_state(), before)
+    tiled.load_state_dict(plain := nn.Linear(7, 5, dtype=torch.float64).state_dict())
+    assert torch.equal(tiled.weight, plain["weight"])
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_a_parametrized_tile_is_read_as_it_is_used_and_a_copy_into_it_refused():
+    tiled, plain = TiledLinear(7, 5, **SPLITS), nn.Linear(7, 5)
+    want = tiled.weight
+    want[3:, 5:] *= 2
+    nn.utils.parametrize.register_parametrization(tiled.linears[1][2], "weight", Doubled())
+    assert torch.equal(tiled.weight, want)
+    with pytest.raises(AttributeError, match="weight"):
+        tiled.copy_params_from(plain)
+    assert torch.equal(tiled.weight, want)

@@ -39,6 +39,7 @@ class TiledLinear(OpLayer):
                                 of each row has the bias
     ``init_linear``             a layer whose parameters are copied
     ``recompute``               each tile keeps its input alone and computes again in the backward
+    ``device``, ``dtype``       where and what the parameters are; given on to ``linear_cls``
 
     In half precision what a tile returns is rounded: a result is a sum of ``in_splits`` such, a
     gradient of the input one of ``out_splits``.
@@ -67,6 +68,8 @@ class TiledLinear(OpLayer):
         init_linear: nn.Module | None = None,
         *,
         recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -80,10 +83,11 @@ class TiledLinear(OpLayer):
         self.in_parts = partition_uniform(in_features, in_splits)
         self.out_parts = partition_uniform(out_features, out_splits)
 
+        made_on = {"device": device, "dtype": dtype}  # a class of tiles may take neither
+        kwargs |= {name: given for name, given in made_on.items() if given is not None}
         kept: AbstractContextManager[None] = nullcontext()
         if init_linear is None and tiled_state.starts_as_torch_s(linear_cls):
-            made_on = {name: kwargs[name] for name in ("device", "dtype") if name in kwargs}
-            init_linear = nn.Linear(in_features, out_features, bias, **made_on)
+            init_linear = nn.Linear(in_features, out_features, bias, device, dtype)
             kept = tiled_state.generators_kept(init_linear.weight.device)
         with kept:
             self.linears = nn.ModuleList(
@@ -205,6 +209,11 @@ class TiledLinear(OpLayer):
     def bias(self) -> Tensor | None:
         """A copy of ``[out_features]``, or None; a collective where tiles are sharded."""
         return tiled_state.read(self, self.tiles["bias"]) if self.use_bias else None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("weight", "bias"):
+            raise AttributeError(tiled_state.UNSETTABLE.format(type(self).__name__, name))
+        super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """Draw as ``nn.Linear`` does, for the whole and not tile by tile."""

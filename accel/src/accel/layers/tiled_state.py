@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,6 +17,13 @@ from torch import Tensor, nn
 from accel.layers.gather import gathered
 
 Tiles = dict[str, list[list[str]]]
+
+UNSETTABLE = (
+    "{0}: {1} is a copy made of its tiles and cannot be set. To give it values: "
+    "copy_params_from(layer), or load_state_dict. To share one Parameter with another layer: set "
+    "linears[out][in].{1}, a Parameter of that tile's shape, or use accel.layers.Linear, which is "
+    "one piece"
+)
 
 
 def whole(tensor: Any) -> Tensor:
@@ -49,8 +57,8 @@ def cut(value: Tensor, out_parts: list[int], in_parts: list[int], of: str) -> li
 
 
 def read(module: nn.Module, rows: list[list[str]]) -> Tensor:
-    """A copy of a plain parameter, from its tiles."""
-    parameters = [[module.get_parameter(name) for name in row] for row in rows]
+    """A copy of a plain parameter, from its tiles, parametrized ones as they are used."""
+    parameters = [[attrgetter(name)(module) for name in row] for row in rows]
     with torch.no_grad(), gathered(*(p for row in parameters for p in row)):
         return assembled([[whole(p) for p in row] for row in parameters]).clone()
 
@@ -58,9 +66,9 @@ def read(module: nn.Module, rows: list[list[str]]) -> Tensor:
 @torch.no_grad()
 def write(module: nn.Module, rows: list[list[str]], values: list[list[Tensor]]) -> None:
     """Tile by tile, so that one is gathered at a time."""
-    for names, tiles in zip(rows, values):
-        for name, value in zip(names, tiles):
-            parameter = module.get_parameter(name)
+    parameters = [[module.get_parameter(name) for name in row] for row in rows]
+    for row, tiles in zip(parameters, values):
+        for parameter, value in zip(row, tiles):
             with gathered(parameter, modify=True):
                 parameter.copy_(like(parameter, value))
 
