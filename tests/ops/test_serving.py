@@ -2,12 +2,14 @@
 
 import threading
 import time
+import warnings
 
 import pytest
 import torch
 
 from accel import ops, testing
 from accel.errors import BuildError, CacheError, FallbackWarning, OpResolutionError, VarianceWarning
+from accel.layers import Linear
 
 X, W = torch.ones(2, 3), torch.ones(4, 3)
 
@@ -169,6 +171,28 @@ def test_rows_that_vary_are_said_once():
         ops.linear(X, W, act="relu")
         assert len(said) == 1
         assert ops.explain("linear").varies
+
+
+@torch.no_grad()
+def call(module, x):
+    with ops.use(fallback="allow"):
+        return module(x)
+
+
+def test_a_warning_points_at_the_users_line_through_modules_and_decorators():
+    model = torch.nn.Sequential(Linear(3, 4))
+    varying = builder("fake.varying", shape_invariant=False)
+    with installed(varying), pytest.warns(VarianceWarning) as said:
+        call(model, X)
+    line = call.__wrapped__.__code__.co_firstlineno + 3
+    assert [(warning.filename, warning.lineno) for warning in said] == [(__file__, line)]
+
+
+def test_there_are_no_rows_to_vary_on_meta():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ops.linear(X.to("meta"), W.to("meta")).shape == (2, 4)
+    assert ops.explain("linear", device="meta").varies
 
 
 def test_rows_that_vary_may_be_permitted():

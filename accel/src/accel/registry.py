@@ -141,13 +141,22 @@ class Registry:
         warnings.warn(message, category, stacklevel=_depth_of_caller())
 
 
+# What stands between a user's line and a warning: torch's modules, decorators and tracing.
+_MACHINERY = frozenset({"accel", "torch", "pluggy", "contextlib"})
+
+
 def _depth_of_caller() -> int:
-    """Stack level of the first frame outside accel, for a warning to point at."""
+    """Stack level of the first frame outside accel and what calls it for the user, for a warning
+    to point at. (warnings' own ``skip_file_prefixes`` needs Python 3.12.)"""
     depth, frame = 1, sys._getframe(1)
     # The doors' generated functions have no module: dynamo would look for their names in it.
-    while frame.f_back and str(frame.f_globals.get("__name__", "accel.")).startswith("accel."):
+    while frame.f_back and _package(frame.f_globals.get("__name__", "accel")) in _MACHINERY:
         depth, frame = depth + 1, frame.f_back
     return depth
+
+
+def _package(module: object) -> str:
+    return str(module).partition(".")[0]
 
 
 def install_commands() -> list[str]:

@@ -108,7 +108,7 @@ def _speak(decision: Decision, policy: Policy, registry: Registry) -> None:
             f"{op} on {device} is served by {impl.id}: {decision.fallback}",
             FallbackWarning,
         )
-    if decision.varies:
+    if decision.varies and device != "meta":  # where no rows are computed
         registry.warn_once(
             ("varies", op, impl.id, device),
             f"{op} on {device} is served by {impl.id}, whose rows depend on how many stand "
