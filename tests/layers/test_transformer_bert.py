@@ -13,6 +13,7 @@ from accel.errors import ConfigError, OpArgumentError
 from accel.layers.transformer import TransformerLayer, bert_layer_config, from_bert, to_bert
 
 transformers = pytest.importorskip("transformers")
+output_capturing = pytest.importorskip("transformers.utils.output_capturing")
 
 pytestmark = pytest.mark.usefixtures("torch_serves")
 
@@ -111,6 +112,24 @@ def test_what_cannot_be_served_is_refused():
     assert torch.equal(other.intermediate.dense.weight, before)
     with pytest.raises(OpArgumentError, match=r"inner layer must be \[20, 12\]; found"):
         from_bert(other, config)
+
+
+def test_hidden_states_are_recorded_as_of_the_models_own_layers_or_refused():
+    want = bert()(IDS, output_hidden_states=True).hidden_states
+    model = replaced(bert())
+    with pytest.raises(OpArgumentError, match=r"register_forward_hook.*install_output_capuring"):
+        model(IDS, output_hidden_states=True)
+    for layer in model.encoder.layer:
+        output_capturing.install_output_capuring_hook(layer, "hidden_states", 0)
+    for found, one in zip(model(IDS, output_hidden_states=True).hidden_states, want, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-12, atol=1e-12)
+    assert model(IDS).hidden_states is None
+
+
+@pytest.mark.parametrize("output", ["output_hidden_states", "output_attentions"])
+def test_outputs_that_would_be_empty_are_refused_before_layers_are_replaced(output):
+    with pytest.raises(ConfigError, match=f"{output}=True would be empty"):
+        bert_layer_config(bert_config(**{output: True}))
 
 
 SENTENCES = [

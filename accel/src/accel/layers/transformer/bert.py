@@ -29,8 +29,16 @@ def bert_layer_config(config: Any, **settings: Any) -> TransformerLayerConfig:
     """Settings of a layer that does what ``BertLayer(config)`` does: norms after the sums, and the
     form of GELU that the config names. ``settings`` are put over them.
 
-    ConfigError for what cannot be served: an activation of another name, cross-attention.
+    ConfigError for what cannot be served: an activation of another name, cross-attention, outputs
+    that transformers would look for in its own layers and return none of.
     """
+    for output in ("output_hidden_states", "output_attentions"):
+        if getattr(config, output, False):
+            raise ConfigError(
+                f"{output}=True would be empty: transformers records layers of the model's own "
+                "class alone. Set it to False in the model's config; hidden states can be had "
+                "where the model is called (TransformerLayer.forward), probabilities cannot"
+            )
     if getattr(config, "add_cross_attention", False):
         raise ConfigError("a layer with cross-attention cannot be served: add_cross_attention=True")
     act = config.hidden_act

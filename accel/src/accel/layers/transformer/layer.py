@@ -24,6 +24,7 @@ from accel.testing import HOST
 
 NAME = "TransformerLayer"
 _INITIALIZER_RANGE = 0.02  # BERT's
+_RECORDER = "transformers.utils.output_capturing"
 _numbers = itertools.count()
 
 
@@ -159,8 +160,11 @@ class TransformerLayer(OpLayer):
 
         ``grads`` is appended ``[gradient, tag]`` as each parameter's gradient by this forward is
         computed. ``head_mask`` and what follows it, and any other keyword of transformers' layers,
-        must be None or False: OpArgumentError.
+        must be None or False: OpArgumentError. But for ``output_hidden_states``, where transformers
+        records what the layer returns: :func:`require_recorder`.
         """
+        if others.pop("output_hidden_states", None):
+            require_recorder(self)
         unserved = {
             "head_mask": head_mask, "layer_head_mask": layer_head_mask,
             "encoder_hidden_states": encoder_hidden_states,
@@ -257,4 +261,17 @@ def refuse_unserved(arguments: dict[str, Any]) -> None:
         raise OpArgumentError(
             f"{NAME}: {', '.join(asked)} cannot be served; leave it None. It attends to "
             "hidden_states alone, through attention_mask, and returns no probabilities"
+        )
+
+
+def require_recorder(layer: nn.Module) -> None:
+    """OpArgumentError unless transformers, which collects hidden states by forward hooks on the
+    classes in a model's ``_can_record_outputs``, has one on ``layer``."""
+    hooks = layer._forward_hooks.values()
+    if not any(getattr(hook, "__module__", None) == _RECORDER for hook in hooks):
+        raise OpArgumentError(
+            f"{NAME}: output_hidden_states would miss this layer: transformers records layers of "
+            "the model's own class alone. Collect what layers return by "
+            "layer.register_forward_hook, or have transformers record them: "
+            f"{_RECORDER}.install_output_capuring_hook(layer, 'hidden_states', 0) for each"
         )
