@@ -180,6 +180,8 @@ def test_the_communication_backend_is_torchs_for_the_device(acc):
         pytest.skip("torch without torch.distributed")
     expected = torch.distributed.get_default_backend_for_device("cpu")
     assert acc.communication_backend_name() == expected
+    with pytest.raises(UnsupportedCapability, match=f"does not tell the version of '{expected}'"):
+        acc.communication_backend_version()
 
 
 class TestPinnedMemory:

@@ -373,9 +373,11 @@ class TestAccelerator:
     def test_collectives_need_nccl_in_torch(self, acc):
         if torch.distributed.is_available() and torch.distributed.is_nccl_available():
             assert acc.communication_backend_name() == "nccl"
+            assert acc.communication_backend_version() >= (2,)
         else:
-            with pytest.raises(UnsupportedCapability, match="collectives"):
-                acc.communication_backend_name()
+            for asked in (acc.communication_backend_name, acc.communication_backend_version):
+                with pytest.raises(UnsupportedCapability, match="collectives"):
+                    asked()
 
 
 class TestTriton:

@@ -46,6 +46,22 @@ def test_weights_are_drawn_alike_on_every_rank(adjust, layers, rank):
             assert torch.equal(parameter, torch.full_like(parameter, name in ("attn_nw", "norm_w")))
 
 
+def test_weights_are_drawn_again_by_deepspeed_s_name_with_a_range_of_its_own():
+    layer = TransformerLayer(config(hidden_size=128, num_hidden_layers=8, initializer_range=0.5))
+    for adjust, std in ((False, 0.5), (True, 0.5 / 4)):
+        layer.init_transformer_weights(adjust)
+        assert layer.attn_ow.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_layers_are_numbered_anew_where_a_script_says_so(monkeypatch):
+    """As scripts for DeepSpeed do before they make a second model."""
+    monkeypatch.setattr(TransformerLayer, "layer_id", 0)
+    made = [TransformerLayer(config()) for _ in range(2)]
+    given = TransformerLayer(config(), layer_id=7)
+    assert [layer.layer_id for layer in (*made, given)] == [0, 1, 7]
+    assert TransformerLayer.layer_id == 2
+
+
 def initial(rank):
     shapes = [(8, 8)] * 4 + [(8,), (12, 8), (8, 12), (8,)]
     return [drawn(*(shape if rank == 2 else shape[:1])) + i for i, shape in enumerate(shapes)]

@@ -115,11 +115,19 @@ class _Builder:
     NAME: ClassVar[str]
     BUILD_VAR: ClassVar[str]
 
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name or self.NAME
+
+    def absolute_name(self) -> str:
+        return ops.__name__
+
     def is_compatible(self, verbose: bool = False) -> bool:
         return True
 
     def load(self, verbose: bool = False) -> ModuleType:
         return ops
+
+    jit_load = load
 
 
 class TransformerBuilder(_Builder):

@@ -82,6 +82,11 @@ class CudaAccelerator(Accelerator):
             return Refusal("triton", "a GPU of compute capability 8.0 or higher", have)
         return None
 
+    def communication_backend_version(self) -> tuple[int, ...]:
+        """NCCL's, on AMD RCCL's."""
+        self.require("collectives")
+        return torch.cuda.nccl.version()
+
     # -- work --------------------------------------------------------------------------------
 
     def _graph_api(self) -> tuple[type[Any], Any]:

@@ -15,6 +15,7 @@ from accel.accelerator.graphs import Graphs
 from accel.accelerator.memory import Memory
 from accel.accelerator.rng import Rng
 from accel.accelerator.streams import Streams
+from accel.errors import UnsupportedCapability
 from accel.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -142,6 +143,11 @@ class Accelerator(Streams, Memory, Rng, Graphs):
         """The ``torch.distributed`` backend for this device."""
         self.require("collectives")
         return torch.distributed.get_default_backend_for_device(self.device_type)
+
+    def communication_backend_version(self) -> tuple[int, ...]:
+        """The version of its library; UnsupportedCapability where torch does not tell."""
+        name = self.communication_backend_name()
+        raise UnsupportedCapability(f"{self.name!r}: torch does not tell the version of {name!r}")
 
     def refusal(self, capability: str) -> Refusal | None:
         if capability == "collectives":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,8 +24,8 @@ from accel.testing import HOST
 
 NAME = "TransformerLayer"
 _INITIALIZER_RANGE = 0.02  # BERT's
+_numbering = threading.Lock()
 _RECORDER = "transformers.utils.output_capturing"
-_numbers = itertools.count()
 
 
 class TransformerLayer(OpLayer):
@@ -45,8 +45,9 @@ class TransformerLayer(OpLayer):
     one, whose state activation checkpointing restores before it computes the layer again. A
     generator of the layer's own cannot be restored so, and such a forward is refused; nor does
     ``torch.compile`` trace one. With ``config.seed`` of 0 or more the layer has one from the start,
-    seeded with it plus ``layer_id``, which numbers the layers of a process in the order they are
-    made unless it is given. A copy of the layer has a copy of the generator: it drops the same.
+    seeded with it plus ``layer_id``. A copy of the layer has a copy of the generator: it drops the
+    same. ``layer_id`` numbers the layers of a process in the order they are made, unless it is
+    given; the class's own is the next layer's, and may be set.
 
     Bits do not depend on the length: padding at the end drops nothing else and draws no more.
 
@@ -60,6 +61,7 @@ class TransformerLayer(OpLayer):
         "attention with dropout": ("attention", {"dropout": 0.1}),
     }
 
+    layer_id: int = 0  # the class's: the next layer's
     gradient_checkpointing = False
     _gradient_checkpointing_func: Any
 
@@ -109,7 +111,11 @@ class TransformerLayer(OpLayer):
         fill(weights, initial_weights)
         fill(biases, initial_biases)
         self.train(config.training)
-        self.layer_id = next(_numbers) if layer_id is None else layer_id
+        if layer_id is None:
+            with _numbering:
+                layer_id = TransformerLayer.layer_id
+                TransformerLayer.layer_id += 1
+        self.layer_id = layer_id
         self.generator: torch.Generator | None = None
         if config.seed >= 0:
             self.generator = torch.Generator().manual_seed(config.seed + self.layer_id)
@@ -117,13 +123,18 @@ class TransformerLayer(OpLayer):
             config.normalize_invertible, config.gelu_checkpoint, config.attn_dropout_checkpoint
         )
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """New weights, from torch's default generator."""
+        self.init_transformer_weights(self.config.adjust_init_range)
+
+    @torch.no_grad()
+    def init_transformer_weights(self, adjust_init_range: bool = False) -> None:
+        """:meth:`reset_parameters` by DeepSpeed's name, with this ``adjust_init_range`` in place
+        of the config's."""
         config = self.config
         std = _INITIALIZER_RANGE if config.initializer_range < 0 else config.initializer_range
         onto_stream = std
-        if config.adjust_init_range and config.num_hidden_layers > 0:
+        if adjust_init_range and config.num_hidden_layers > 0:
             onto_stream = std / math.sqrt(2 * config.num_hidden_layers)
         stds = {"attn_qkvw": std, "inter_w": std, "attn_ow": onto_stream, "output_w": onto_stream}
         for name, parameter in self.named_parameters():
