@@ -41,7 +41,10 @@ def test_fields_and_defaults_are_deepspeed_s():
 def test_a_config_is_fixed_and_equal_to_its_like():
     config = InferenceConfig(hidden_size=64, heads=4)
     assert config.intermediate_size == 256
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    for change in (setattr, lambda config, name, _: delattr(config, name)):
+        with pytest.raises(dataclasses.FrozenInstanceError, match="InferenceConfig may be shared"):
+            change(config, "heads", 8)
+    with pytest.raises(AttributeError, match=r"dataclasses.replace\(config, heads=8\)"):
         config.heads = 8
     assert config == InferenceConfig(64, 256, 4)
     assert hash(config) == hash(InferenceConfig(64, 256, 4))

@@ -90,7 +90,7 @@ def test_a_config_is_fixed_and_says_what_to_do_instead():
     made = config()
     with pytest.raises(AttributeError, match=r"dataclasses.replace\(config, training=False\)"):
         made.training = False
-    with pytest.raises(AttributeError, match="has no 'layer_id'"):
+    with pytest.raises(AttributeError, match="has no setting 'layer_id'"):
         made.layer_id = 3
     with pytest.raises(AttributeError, match="fixed"):
         del made.heads

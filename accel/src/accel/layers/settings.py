@@ -1,4 +1,4 @@
-"""Settings read from dicts and JSON files, with an error that helps where they cannot be."""
+"""Settings: fixed once made, read from dicts and JSON files, with errors that help."""
 
 from __future__ import annotations
 
@@ -6,10 +6,33 @@ import codecs
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
 from accel.errors import ConfigError, close_matches
+
+
+class Fixed:
+    """Base of dataclasses that nothing writes to once they are made, so that they can be shared.
+
+    In place of ``frozen=True``, whose error says neither why nor what to do instead.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = type(self).__dataclass_fields__  # type: ignore[attr-defined]
+        if name in known and name not in self.__dict__:  # the first time, by __init__
+            object.__setattr__(self, name, value)
+            return
+        offer = (
+            f"make another by dataclasses.replace(config, {name}={value!r:.80})"
+            if name in known
+            else f"and has no setting {name!r}"
+        )
+        raise FrozenInstanceError(f"{type(self).__name__} may be shared and is fixed; {offer}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"{type(self).__name__} may be shared and is fixed")
 
 
 def require_known(settings: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accel.errors import ConfigError
 from accel.layers.inference.names import DTYPES, READ, ActivationFuncType, NormType
-from accel.layers.settings import read_json, require_known
+from accel.layers.settings import Fixed, read_json, require_known
 
 # Settings of what has no part here: name -> (the one value, why no other).
 _FIXED = {
@@ -26,8 +26,8 @@ _FIXED = {
 }
 
 
-@dataclass(frozen=True)
-class InferenceConfig:
+@dataclass(unsafe_hash=True)
+class InferenceConfig(Fixed):
     """Settings of the inference ops, under DeepSpeed's names, in its order, with its defaults
     (``DeepSpeedInferenceConfig``). Bad ones raise ConfigError; -1 means "not given".
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import numbers
 import os
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from accel.contracts.activation import ACTIVATIONS
 from accel.errors import ConfigError, close_matches
-from accel.layers.settings import read_json, require_known
+from accel.layers.settings import Fixed, read_json, require_known
 
 _NOT_GIVEN = -1
 _Config = TypeVar("_Config", bound="TransformerConfig")
 
 
-# Not `frozen=True`: the error of that says neither why nor what to do instead.
 @dataclass(unsafe_hash=True)
-class TransformerConfig:
+class TransformerConfig(Fixed):
     """Sizes and rates of a transformer layer; -1 means "not given". Bad ones raise ConfigError.
 
     ``batch_size``           of no effect: a layer takes batches of any size
@@ -61,21 +60,6 @@ class TransformerConfig:
                 f"heads must divide hidden_size; found heads={self.heads} with "
                 f"hidden_size={self.hidden_size}"
             )
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        known = type(self).__dataclass_fields__
-        if name in known and name not in self.__dict__:  # the first time, by __init__
-            object.__setattr__(self, name, value)
-            return
-        offer = (
-            f"make another by dataclasses.replace(config, {name}={value!r})"
-            if name in known
-            else f"and has no {name!r}"
-        )
-        raise FrozenInstanceError(f"{type(self).__name__} is shared by layers and fixed; {offer}")
-
-    def __delattr__(self, name: str) -> None:
-        raise FrozenInstanceError(f"{type(self).__name__} is shared by layers and fixed")
 
     @classmethod
     def from_dict(cls: type[_Config], settings: Mapping[str, Any]) -> _Config:
