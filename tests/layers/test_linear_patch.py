@@ -112,6 +112,14 @@ def test_who_patched_before_is_put_back_and_asked_outside_the_block():
         assert F.linear is theirs
 
 
+def test_a_vector_for_a_weight_and_a_bias_to_expand_are_left_to_torch():
+    x, w, one = torch.randn(2, 3), torch.randn(4, 3), torch.ones(1)
+    with memory_efficient_linear():
+        found = F.linear(x, w[0]), F.linear(x, w, one)
+    assert torch.equal(found[0], F.linear(x, w[0]))
+    assert torch.equal(found[1], F.linear(x, w, one))
+
+
 def replaced_inside(linear):
     """Somebody's replacement of torch's linear, made in a block, and what it replaced."""
     with memory_efficient_linear():

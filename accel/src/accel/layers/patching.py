@@ -38,10 +38,13 @@ class _Patch:
         return zero3_linear_wrap(input, weight, bias)
 
 
-def _served(*tensors: Tensor | None) -> bool:
-    """Plain floating point tensors; torch's linear takes integers and subclasses of its own too."""
-    plain = (Tensor, nn.Parameter)
-    return all(t is None or (type(t) in plain and t.dtype in FLOATS) for t in tensors)
+def _served(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Plain floating point tensors, a matrix and a bias of its rows; torch's linear takes integers,
+    subclasses, a vector for a weight and a bias to be expanded too."""
+    plain, tensors = (Tensor, nn.Parameter), (input, weight, bias)
+    if not all(t is None or (type(t) in plain and t.dtype in FLOATS) for t in tensors):
+        return False
+    return weight.dim() == 2 and (bias is None or bias.shape == weight.shape[:1])
 
 
 @contextmanager
@@ -53,7 +56,7 @@ def memory_efficient_linear() -> Iterator[None]:
     before, which is put back when the last block ends. Blocks nest. Should somebody else have
     replaced torch's linear meanwhile, theirs stays, with a warning, and what it calls of ours
     passes through. Under ``torch.compile``, and for what accel's op does not serve (integers,
-    tensor subclasses), torch's own runs.
+    tensor subclasses, a vector for a weight), torch's own runs.
     """
     _enter()
     token = _inside.set(True)
