@@ -29,7 +29,7 @@ def test_a_layer_starts_saves_and_shows_itself_as_torch_s(layer):
         torch.manual_seed(0)
         twin = nn.Linear(7, 5, bias=bias, dtype=F64)
         torch.manual_seed(0)
-        mine = layer(7, 5, bias=bias, dtype=F64)
+        mine = layer(7, 5, bias, None, F64)
         saved, wanted = mine.state_dict(), twin.state_dict()
         assert list(saved) == list(wanted)
         assert all(torch.equal(saved[name], wanted[name]) for name in wanted)

@@ -29,10 +29,10 @@ class Linear(OpLayer, nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        *,
-        act: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        act: str | None = None,
     ) -> None:
         require_act(type(self).__name__, act)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)

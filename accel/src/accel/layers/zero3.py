@@ -76,7 +76,6 @@ class LinearModuleForZeroStage3(Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
