@@ -183,6 +183,8 @@ def test_bad_input_is_refused():
     x, w, targets, b = head()
     with pytest.raises(ValueError, match="reduction must be one of mean, sum, none"):
         tiled_cross_entropy(x, w, targets, b, reduction="average")
+    with pytest.raises(ValueError, match="reduction must be one of mean, sum, none"):
+        TiledCrossEntropy(3, 5, reduction="average")
     with pytest.raises(TypeError, match=r"targets must be a torch\.Tensor, not list"):
         tiled_cross_entropy(x, w, targets.tolist(), b)
     with pytest.raises(OpArgumentError, match="last dimension"):

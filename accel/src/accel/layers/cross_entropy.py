@@ -45,8 +45,7 @@ def tiled_cross_entropy(
     fp32 and come as one tensor each. ValueError for an unknown reduction, OpArgumentError for
     tensors that do not fit.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
+    _require_reduction(reduction)
     refuse_nontensor("tiled_cross_entropy", {"targets": targets}, optional=())
     kept = targets != ignore_index
     ids = targets.where(kept, 0)
@@ -62,6 +61,11 @@ def tiled_cross_entropy(
     if reduction == "none":
         return values
     return values.sum() / kept.sum() if reduction == "mean" else values.sum()
+
+
+def _require_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
 
 
 def _eager(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -174,6 +178,7 @@ class TiledCrossEntropy(Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _require_reduction(reduction)
         super().__init__(in_features, vocabulary, bias, device=device, dtype=dtype)
         self.ignore_index, self.reduction = ignore_index, reduction
         self.scale, self.softcap = scale, softcap
