@@ -74,6 +74,7 @@ REFUSED = {
         lambda: softmax(torch.ones(2, 2, 3, 3), torch.ones(2, 4)), "must be for 1 or 3 queries",
     ),
     "MLP's weight's rank": (lambda: mlp(GELU)(x, x, w[0], w.t()), "weight_interm must be [in"),
+    "MLP's order": (lambda: mlp(GELU)(x, x, x[0, 0], w, w.t()), "weight_interm must be [in"),
     "workspace's heads": (
         lambda: inference.WorkspaceOp().allocate_workspace(8, 0, 1, 1, 1), "num_heads=0",
     ),

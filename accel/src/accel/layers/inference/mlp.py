@@ -54,6 +54,7 @@ class MLPGemmOp(WeightOp):
         of ``input + input_bias + residual``, and this sum, the new residual, is the second result.
         ``bias`` is added before the activation.
         """
+        self._require_shapes(weight_interm, weight_out)
         if self.config.norm_type == NormType.RMSNorm:
             self.require_no_beta(beta)
             x = input if input_bias is None else ops.bias_act(input, input_bias)
@@ -68,7 +69,6 @@ class MLPGemmOp(WeightOp):
         return self._mlp(norm, weight_interm, bias, weight_out), norm
 
     def _mlp(self, x: Tensor, weight: Tensor, bias: Tensor | None, weight_out: Tensor) -> Tensor:
-        self._require_shapes(weight, weight_out)
         act = None if self.gated else self.act
         inner = self.product(x, weight, bias, name="weight_interm", act=act)
         inner = gated(inner, self.act) if self.gated else inner
