@@ -167,6 +167,8 @@ def test_a_weight_of_another_shape_is_refused_by_its_name_alone():
     with pytest.raises(RuntimeError, match=r"weight: the state has \[6, 7\], .* has \[5, 7\]") as e:
         tiled.load_state_dict({**nn.Linear(7, 5).state_dict(), "weight": torch.ones(6, 7)})
     assert "issing" not in str(e.value)
+    with pytest.raises(RuntimeError, match=r"weight: the state has str, .* has \[5, 7\]"):
+        tiled.load_state_dict({**nn.Linear(7, 5).state_dict(), "weight": "7x5"})
 
 
 def test_a_bias_where_there_is_none_is_unexpected():

@@ -136,9 +136,10 @@ def cut_on_load(
     module._loading = prefix, [name for name in module.tiles if prefix + name in state_dict]
     for name in module._loading[1]:
         value, shape = whole(state_dict.pop(prefix + name)), module.plain_shape(name)
-        if value.shape != shape:
+        if not isinstance(value, Tensor) or value.shape != shape:
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             errors.append(
-                f"size mismatch for {prefix}{name}: the state has {list(value.shape)}, this "
+                f"size mismatch for {prefix}{name}: the state has {found}, this "
                 f"{type(module).__name__} has {list(shape)}"
             )
             continue
