@@ -89,3 +89,13 @@ def test_one_tensor_is_wanted_where_the_input_is_not_split():
 def test_only_a_tensor_is_split():
     with pytest.raises(TypeError, match=r"tensor must be a torch\.Tensor, not list"):
         split_tensor_along_last_dim([1, 2], [1, 1])
+
+
+def test_a_size_that_a_compiler_leaves_open_is_divided():
+    def tiles(x):
+        boundaries = partition_uniform(x.shape[-1], 3)
+        return split_tensor_along_last_dim(x, [b - a for a, b in pairwise(boundaries)])
+
+    compiled = torch.compile(tiles, backend="eager", fullgraph=True, dynamic=True)
+    assert [tile.shape[-1] for tile in compiled(torch.ones(2, 7))] == [3, 2, 2]
+    assert [tile.shape[-1] for tile in compiled(torch.ones(2, 11))] == [4, 4, 3]

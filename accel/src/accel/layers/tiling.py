@@ -23,7 +23,7 @@ def partition_uniform(num_items: int, num_parts: int) -> list[int]:
             f"partition_uniform: items must be at least 0 and parts at least 1; found {num_items} "
             f"items and {num_parts} parts"
         )
-    size, larger = divmod(num_items, num_parts)
+    size, larger = num_items // num_parts, num_items % num_parts  # torch.compile traces no divmod
     return [part * size + min(part, larger) for part in range(num_parts + 1)]
 
 
