@@ -102,6 +102,8 @@ def test_what_cannot_be_served_is_refused():
         bert_layer_config(bert_config(hidden_act="gelu_10"))
     with pytest.raises(ConfigError, match="add_cross_attention"):
         bert_layer_config(bert_config(add_cross_attention=True, is_decoder=True))
+    with pytest.raises(ConfigError, match=r"DistilBertConfig lacks .*, hidden_act"):
+        bert_layer_config(transformers.DistilBertConfig())
     config = bert_layer_config(bert_config())
     with pytest.raises(OpArgumentError, match=r"attention.self.query.*Linear"):
         from_bert(torch.nn.Linear(2, 2), config)

@@ -24,14 +24,38 @@ _ACTS = {
     "silu": "silu", "swish": "silu",
 }  # fmt: skip
 
+# Settings by our names, and by those of BertConfig and of the configs like it.
+_SETTINGS = {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "heads": "num_attention_heads",
+    "attn_dropout_ratio": "attention_probs_dropout_prob",
+    "hidden_dropout_ratio": "hidden_dropout_prob",
+    "num_hidden_layers": "num_hidden_layers",
+    "initializer_range": "initializer_range",
+    "layer_norm_eps": "layer_norm_eps",
+    "act": "hidden_act",
+}
+
 
 def bert_layer_config(config: Any, **settings: Any) -> TransformerLayerConfig:
     """Settings of a layer that does what ``BertLayer(config)`` does: norms after the sums, and the
     form of GELU that the config names. ``settings`` are put over them.
 
-    ConfigError for what cannot be served: an activation of another name, cross-attention, outputs
-    that transformers would look for in its own layers and return none of.
+    ConfigError for what cannot be served: settings that are not BERT's, an activation of another
+    name, cross-attention, outputs that transformers would look for in its own layers and return
+    none of.
     """
+    _require_served(config)
+    found = {ours: getattr(config, theirs) for ours, theirs in _SETTINGS.items()}
+    found |= {
+        "act": _ACTS[config.hidden_act], "pre_layer_norm": False,
+        "causal": bool(getattr(config, "is_decoder", False)),
+    }  # fmt: skip
+    return TransformerLayerConfig(**(found | settings))
+
+
+def _require_served(config: Any) -> None:
     for output in ("output_hidden_states", "output_attentions"):
         if getattr(config, output, False):
             raise ConfigError(
@@ -41,23 +65,15 @@ def bert_layer_config(config: Any, **settings: Any) -> TransformerLayerConfig:
             )
     if getattr(config, "add_cross_attention", False):
         raise ConfigError("a layer with cross-attention cannot be served: add_cross_attention=True")
+    missing = [name for name in _SETTINGS.values() if not hasattr(config, name)]
+    if missing:
+        raise ConfigError(
+            f"a BertLayer's config has {', '.join(_SETTINGS.values())}; a {type(config).__name__} "
+            f"lacks {', '.join(missing)}"
+        )
     act = config.hidden_act
     if act not in tuple(_ACTS):
         raise ConfigError(f"unknown hidden_act {act!r}; {close_matches(str(act), _ACTS)}")
-    found = {
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "heads": config.num_attention_heads,
-        "attn_dropout_ratio": config.attention_probs_dropout_prob,
-        "hidden_dropout_ratio": config.hidden_dropout_prob,
-        "num_hidden_layers": config.num_hidden_layers,
-        "initializer_range": config.initializer_range,
-        "layer_norm_eps": config.layer_norm_eps,
-        "pre_layer_norm": False,
-        "act": _ACTS[act],
-        "causal": bool(getattr(config, "is_decoder", False)),
-    }
-    return TransformerLayerConfig(**(found | settings))
 
 
 def from_bert(layer: nn.Module, config: TransformerLayerConfig) -> TransformerLayer:
