@@ -150,6 +150,14 @@ def test_who_registered_last_is_asked_first_and_who_left_no_more(away, parameter
         unregister_gatherer(other)
 
 
+@pytest.mark.parametrize("other", [3, None, PartitionedGatherer])
+def test_what_gathers_nothing_is_not_registered(other, parameter):
+    with pytest.raises(TypeError, match=r"an object with knows\(\).*release\(\); found"):
+        register_gatherer(other)
+    with gathered(parameter):
+        pass
+
+
 # -- in the layers -----------------------------------------------------------------------------
 
 

@@ -14,12 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch.distributed
 from torch import Tensor
 
 
+@runtime_checkable
 class Gatherer(Protocol):
     """Brings back the values of the parameters it knows; shards and processes are its matter.
 
@@ -61,7 +62,13 @@ _lock = threading.RLock()
 
 
 def register_gatherer(gatherer: Gatherer) -> None:
-    """Ask ``gatherer`` too from now on, before those that were registered earlier."""
+    """Ask ``gatherer`` too from now on, before those that were registered earlier. TypeError for
+    what is no :class:`Gatherer`."""
+    if isinstance(gatherer, type) or not isinstance(gatherer, Gatherer):
+        raise TypeError(
+            "register_gatherer: a gatherer is an object with knows(), absent(), gather() and "
+            f"release(); found {gatherer!r:.80}"
+        )
     _gatherers.insert(0, gatherer)
 
 
