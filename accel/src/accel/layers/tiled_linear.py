@@ -45,10 +45,10 @@ class TiledLinear(OpLayer):
     gradient of the input one of ``out_splits``.
 
     Parameters start as ``nn.Linear``'s of the same seed do, unless ``linear_cls`` has an
-    initialisation of its own. ``state_dict`` has a plain layer's keys and loads from a plain one's
-    or from the tiles'; where tiles are sharded or away it has the tiles' keys, since a whole would
-    have to be gathered, and so has a distributed checkpoint of them. What goes by
-    ``named_parameters`` speaks of tiles: optimizers and their states.
+    initialisation of its own. ``state_dict`` has a plain layer's keys, under them copies, and loads
+    from a plain one's or from the tiles'; where tiles are sharded or away it has the tiles' keys,
+    since a whole would have to be gathered, and so has a distributed checkpoint of them. What goes
+    by ``named_parameters`` speaks of tiles: optimizers and their states.
 
     OpArgumentError, a RuntimeError and ValueError, where arguments do not fit.
     """
