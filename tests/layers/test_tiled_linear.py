@@ -13,9 +13,8 @@ from torch.func import functional_call, grad, vmap
 
 import accel
 from accel import ops
-from accel.errors import OpArgumentError
 from accel.layers.linear import Linear
-from accel.layers.tiled_linear import TiledLinear, TiledLinearReturnBias
+from accel.layers.tiled_linear import TiledLinear
 from accel.layers.tiling import partition_uniform
 from accel.layers.zero3 import LinearModuleForZeroStage3
 
@@ -275,59 +274,3 @@ def test_autocast_lowers_the_product():
     want = plain(64, 48)(drawn(6, 64)).detach()
     assert y.dtype is torch.bfloat16
     assert_within_budget([y], [want], torch.bfloat16, roundings=2)
-
-
-# -- hooks for subclasses ----------------------------------------------------------------------
-
-
-def test_every_step_can_be_overridden():
-    said = []
-
-    class Loud(TiledLinear):
-        def _split_global_input(self, input, split_sizes):
-            said.append(("split", split_sizes))
-            return super()._split_global_input(input, split_sizes)
-
-        def _reduce_local_output(self, in_id, out_id, current_out, new_out):
-            said.append(("reduce", in_id, out_id, current_out is None))
-            return super()._reduce_local_output(in_id, out_id, current_out, new_out)
-
-        def _combine_output_splits(self, outputs):
-            said.append(("combine", len(outputs)))
-            return super()._combine_output_splits(outputs)
-
-    x, loud = drawn(2, 5), Loud(5, 4, in_splits=3, out_splits=2, dtype=F64)
-    assert_twins([loud(x)], [loud.to_linear()(x)])
-    reduced = [("reduce", i, o, i == 0) for o in range(2) for i in range(3)]
-    assert said == [("split", [2, 2, 1]), *reduced, ("combine", 2)]
-
-
-class Pair(nn.Linear):
-    """As Megatron-LM's: the bias is returned and not added."""
-
-    def forward(self, x):
-        return nn.functional.linear(x, self.weight), self.bias
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("splits", [(1, 1), (3, 1), (1, 2), (3, 2)], ids=str)
-def test_tiles_may_return_their_bias(splits, bias):
-    twin, x = plain(7, 5, bias=bias), drawn(2, 3, 7)
-    tiled = TiledLinearReturnBias.from_linear(twin, *splits, linear_cls=Pair)
-    product, returned = tiled(x)
-    assert_twins([product], [x @ twin.weight.t()])
-    assert (returned is None) == (not bias)
-    assert returned is None or torch.equal(returned, twin.bias)
-    tiled.combine_out_splits = False
-    pairs = tiled(x)
-    assert isinstance(pairs, list)
-    assert_twins([torch.cat([p for p, _ in pairs], -1)], [product])
-
-
-def test_a_tile_that_returns_no_pair_and_rows_that_disagree_are_refused():
-    with pytest.raises(OpArgumentError, match=r"tile \[0\]\[0\] returned Tensor"):
-        TiledLinearReturnBias(4, 2)(torch.ones(1, 4))
-    tiled = TiledLinearReturnBias(4, 2, out_splits=2, linear_cls=Pair)
-    tiled.linears[1][0].bias = None
-    with pytest.raises(OpArgumentError, match="found 1 of 2"):
-        tiled(torch.ones(1, 4))

@@ -3,7 +3,7 @@
 base.py           OpLayer: which ops, and what serves them
 linear.py         Linear                              gather.py    bringing back sharded parameters
 zero3.py          linear that keeps nothing of its weight   patching.py  in the place of torch's
-tiling.py, tiled_linear.py, tiled_state.py            a weight in tiles
+tiling.py, tiled_linear.py, tiled_product.py, tiled_state.py, tiled_bias.py   a weight in tiles
 tiled_mlp.py, cross_entropy.py                        tokens, and a vocabulary, in tiles
 transformer/      the BERT-style layer                inference/   DeepSpeed's op bindings
 """
@@ -20,7 +20,8 @@ from accel.layers.gather import (
 )
 from accel.layers.linear import Linear
 from accel.layers.patching import memory_efficient_linear, use_zero3_linear
-from accel.layers.tiled_linear import TiledLinear, TiledLinearReturnBias
+from accel.layers.tiled_bias import TiledLinearReturnBias
+from accel.layers.tiled_linear import TiledLinear
 from accel.layers.tiled_mlp import TiledMLP
 from accel.layers.tiling import partition_uniform, split_tensor_along_last_dim
 from accel.layers.transformer import (

@@ -10,14 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from accel.contracts.checks import describe
 from accel.errors import OpArgumentError
 from accel.layers import tiled_state
 from accel.layers.base import OpLayer
 from accel.layers.gather import gathered
-from accel.layers.hooks import has_global_hooks, has_hooks
+from accel.layers.hooks import has_global_hooks
 from accel.layers.linear import Linear, require_linear
-from accel.layers.tiled_product import tiled_product
-from accel.layers.tiling import partition_uniform, sizes, split_tensor_along_last_dim
+from accel.layers.tiled_product import multiplies_alone, tiled_product
+from accel.layers.tiling import (
+    check_splits,
+    partition_uniform,
+    sizes,
+    split_tensor_along_last_dim,
+)
 from accel.ops.door import watched_by_torch
 
 _OVERRIDABLE = ("_split_global_input", "_reduce_local_output", "_combine_output_splits")
@@ -73,8 +79,8 @@ class TiledLinear(OpLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        _check_splits("in", in_splits, in_features)
-        _check_splits("out", out_splits, out_features)
+        check_splits("in", in_splits, in_features)
+        check_splits("out", out_splits, out_features)
         self.in_features, self.out_features, self.use_bias = in_features, out_features, bias
         self.in_splits, self.out_splits = in_splits, out_splits
         self.input_is_already_split = input_is_already_split
@@ -124,7 +130,7 @@ class TiledLinear(OpLayer):
         if not (plain and own) or watched_by_torch((input_,)) or has_global_hooks():
             return False
         whole = input_.shape[-1:] == (self.in_features,)
-        return whole and all(_only_reads(tile) for row in self._rows for tile in row)
+        return whole and all(multiplies_alone(tile) for row in self._rows for tile in row)
 
     def _split(self, input_: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
         if not self.input_is_already_split:
@@ -133,6 +139,7 @@ class TiledLinear(OpLayer):
                     f"{type(self).__name__}: the input must be one torch.Tensor, not "
                     f"{type(input_).__name__}; tiles of it need input_is_already_split=True"
                 )
+            self._check_width(input_)
             if self.in_splits == 1:
                 return [input_]
             # Of the input's own size: a model-parallel process has a share of the columns.
@@ -145,6 +152,14 @@ class TiledLinear(OpLayer):
                 f"{self.in_splits} tensors; found {found}"
             )
         return [input_] if isinstance(input_, Tensor) else input_
+
+    def _check_width(self, input_: Tensor) -> None:
+        widths = [getattr(tile, "in_features", -1) for tile in self._rows[0]]
+        if -1 not in widths and input_.shape[-1:] != (sum(widths),):
+            raise OpArgumentError(
+                f"{type(self).__name__}: the input must be [..., {sum(widths)}], of the tiles' "
+                f"in_features {widths}; found {describe(input_)}"
+            )
 
     def _row(self, out_id: int, inputs: Sequence[Tensor]) -> Any:
         """The result of one row of tiles."""
@@ -278,59 +293,4 @@ class TiledLinear(OpLayer):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.use_bias}, in_splits={self.in_splits}, out_splits={self.out_splits}"
-        )
-
-
-class TiledLinearReturnBias(TiledLinear):
-    """:class:`TiledLinear` of tiles that return (result, bias or None), as Megatron-LM's do.
-
-    Returns (result, bias), the bias not added, or a list of such pairs; None if no tile returns
-    one.
-    """
-
-    def _reduce_local_output(
-        self, in_id: int, out_id: int, current_out: Any, new_out: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(new_out, tuple) or len(new_out) != 2 or new_out[0] is None:
-            raise OpArgumentError(
-                f"{type(self).__name__}: a tile must return (tensor, bias or None); tile "
-                f"[{out_id}][{in_id}] returned {type(new_out).__name__}"
-            )
-        tensor, bias = new_out
-        if current_out is None:
-            return tensor, bias
-        total = super()._reduce_local_output(in_id, out_id, current_out[0], tensor)
-        return total, current_out[1] if bias is None else bias
-
-    def _combine_output_splits(self, outputs: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-        tensors, biases = zip(*outputs)
-        given = [bias for bias in biases if bias is not None]
-        if given and len(given) < len(biases):
-            raise OpArgumentError(
-                f"{type(self).__name__}: all rows of tiles must return a bias, or none; found "
-                f"{len(given)} of {len(biases)}"
-            )
-        combine = super()._combine_output_splits
-        return combine(tensors), combine(given) if given else None
-
-
-def _only_reads(tile: Any) -> bool:
-    """True if a call of ``tile`` would do nothing but multiply by its Parameters."""
-    plain = type(tile) is Linear and "forward" not in vars(tile)
-    return (
-        plain
-        and tile.act is None
-        and type(tile.weight) is nn.Parameter
-        and tile._compiled_call_impl is None
-        and not has_hooks(tile)
-    )
-
-
-def _check_splits(which: str, splits: int, features: int) -> None:
-    if isinstance(splits, bool) or not isinstance(splits, int):
-        raise TypeError(f"{which}_splits must be an int, not {type(splits).__name__}")
-    if not 1 <= splits <= features:
-        raise OpArgumentError(
-            f"{which}_splits must be in range [1, {which}_features] = [1, {features}]; found "
-            f"{splits}"
         )

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from accel import ops
+from accel.layers.hooks import has_hooks
+from accel.layers.linear import Linear
 from accel.ops.gradient import no_autocast
 
 Tiles = Sequence[Sequence[Tensor]]  # of a weight [N, K], row by row; tile (o, i) is [N_o, K_i]
@@ -23,6 +25,18 @@ def tiled_product(x: Tensor, tiles: Tiles, biases: Sequence[Tensor]) -> Tensor:
     grid = (len(tiles), len(tiles[0]))
     flat = [tile for row in tiles for tile in row]
     return _TiledProduct.apply(x, grid, *flat, *biases)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def multiplies_alone(tile: Any) -> bool:
+    """True if a call of ``tile`` would do nothing but multiply by its Parameters."""
+    plain = type(tile) is Linear and "forward" not in vars(tile)
+    return (
+        plain
+        and tile.act is None
+        and type(tile.weight) is nn.Parameter
+        and tile._compiled_call_impl is None
+        and not has_hooks(tile)
+    )
 
 
 class _TiledProduct(torch.autograd.Function):

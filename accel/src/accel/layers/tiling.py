@@ -32,6 +32,17 @@ def sizes(boundaries: Sequence[int]) -> list[int]:
     return [stop - start for start, stop in pairwise(boundaries)]
 
 
+def check_splits(which: str, splits: int, features: int) -> None:
+    """OpArgumentError or TypeError unless ``features`` can be cut into ``splits`` parts."""
+    if isinstance(splits, bool) or not isinstance(splits, int):
+        raise TypeError(f"{which}_splits must be an int, not {type(splits).__name__}")
+    if not 1 <= splits <= features:
+        raise OpArgumentError(
+            f"{which}_splits must be in range [1, {which}_features] = [1, {features}]; found "
+            f"{splits}"
+        )
+
+
 def split_tensor_along_last_dim(
     tensor: Tensor, partitions: Sequence[int], contiguous_split_chunks: bool = False
 ) -> tuple[Tensor, ...]:
