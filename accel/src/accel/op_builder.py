@@ -7,7 +7,7 @@ it was chosen. Nothing here runs per op call.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,8 @@ class Impl:
     ``dtypes``          dtypes of the arguments it computes in
     ``priority``        among those that accept, the highest serves
     ``shape_invariant`` row i of the result depends bitwise on row i of the input alone
-    ``differentiable``  the gradient made from the contract is right for it
+    ``differentiable``  the gradient made from the contract is right for it; if the kernel brings
+                        one of its own (:class:`KernelWithGradient`), that too
     ``reads_shapes``    :meth:`OpBuilder.reasons` looks at shapes and strides; requests carry them
                         only to those that say so, since they are resolved anew for each shape
     """
@@ -66,6 +67,32 @@ class Knob:
     def __post_init__(self) -> None:
         if not self.values:
             raise PluginError(f"the knob {self.name!r} needs a value it has until it is tuned")
+
+
+@dataclass(frozen=True)
+class KernelWithGradient:
+    """A kernel that brings a gradient of its own, as :meth:`OpBuilder.load` may return.
+
+    ``kernel``   called as any other, where nothing is recorded
+    ``forward``  called with the same arguments where autograd records. Returns the same result or
+                 results, bit for bit; the tensors to keep beside the arguments, which may be
+                 results; and ``backward(grad, needs, *args, kept=...)``, which is called as the
+                 contract's is, with those tensors, and returns one gradient or None per argument.
+                 None in its place: the contract's serves this call
+
+    It serves eager ``backward()`` and ``torch.autograd.grad``. Where the gradient is itself
+    recorded (``create_graph``), transformed or traced, the contract's serves, so both must agree.
+    ``backward`` holds no tensor itself: those it is given autograd has kept, and has freed them,
+    let hooks move them and noticed if they were changed in place.
+    Which arguments want a gradient ``forward`` sees by their ``requires_grad``; of the contract's
+    ``unread`` ones ``backward`` gets stand-ins.
+    """
+
+    kernel: Callable[..., Any]
+    forward: Callable[..., tuple[Any, Sequence[torch.Tensor], Callable[..., Any] | None]]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.kernel(*args)
 
 
 Shapes = tuple[tuple[int, ...] | None, ...]
@@ -123,7 +150,10 @@ class OpBuilder:
         return []
 
     def load(self, impl: Impl) -> Callable[..., Any]:
-        """The kernel, taking the arguments of the op's schema in order. May build it first."""
+        """The kernel, taking the arguments of the op's schema in order. May build it first.
+
+        Gradients are the contract's unless it is a :class:`KernelWithGradient`.
+        """
         raise NotImplementedError(f"{type(self).__name__} lists {impl} but cannot load it")
 
     def knobs(self, impl: Impl) -> tuple[Knob, ...]:

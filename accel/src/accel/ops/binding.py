@@ -17,7 +17,7 @@ from accel.errors import (
     OpResolutionError,
     VarianceWarning,
 )
-from accel.op_builder import Impl, Request
+from accel.op_builder import Impl, KernelWithGradient, Request
 from accel.ops import gradient
 from accel.ops.catalog import Entry
 from accel.ops.policy import Policy
@@ -121,11 +121,16 @@ def _speak(decision: Decision, policy: Policy, registry: Registry) -> None:
 def _counted(
     kernel: Callable[..., Any], registry: Registry, key: tuple[str, str]
 ) -> Callable[..., Any]:
-    def counted(*args: Any) -> Any:
-        registry.fallbacks[key] += 1
-        return kernel(*args)
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            registry.fallbacks[key] += 1
+            return function(*args)
 
-    return counted
+        return counted
+
+    if isinstance(kernel, KernelWithGradient):
+        return KernelWithGradient(counting(kernel.kernel), counting(kernel.forward))
+    return counting(kernel)
 
 
 def _wrap(
@@ -135,7 +140,7 @@ def _wrap(
     op = torch_op(contract, impl, kernel)
     return Binding(
         decision,
-        kernel=kernel,
+        kernel=kernel.kernel if isinstance(kernel, KernelWithGradient) else kernel,
         record=gradient.recorder(contract, kernel, options),
         transform=gradient.transformer(contract, op),
         op=op,

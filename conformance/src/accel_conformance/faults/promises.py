@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accel.contracts import LINEAR
 from accel.contracts.tiled_mlp import tiles
-from accel.op_builder import Impl, Request
+from accel.op_builder import Impl, KernelWithGradient, Request
 from accel.refusal import Refusal
 from accel_conformance.faults.planting import Formula, Kernel, fault
 
@@ -92,6 +93,16 @@ def last_tile_only(right: Formula) -> Formula:
         return tuple(gradients)
 
     return backward
+
+
+@fault("gradient", "gradients/*")
+def own_gradient_disagrees(kernel: Kernel) -> Kernel:
+    """A gradient that the kernel brings, with the result for the gradient that reaches it."""
+
+    def backward(grad: Tensor, needs: Any, *args: Any, kept: Any) -> Any:
+        return LINEAR.backward(kept[0], needs, *args)
+
+    return KernelWithGradient(kernel, lambda *args: (result := kernel(*args), (result,), backward))
 
 
 @fault("gradient", "gradients/*/batched", role="backward")
