@@ -11,8 +11,9 @@ from typing import Any
 
 from accel.contracts import CONTRACTS, Contract
 from accel.contracts.checks import FLOATS
-from accel.op_builder import Impl, OpBuilder
+from accel.op_builder import Impl, KernelWithGradient, OpBuilder
 from accel.torch_impls import (
+    attention,
     elementwise,
     linear,
     logprob,
@@ -37,7 +38,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "rms_norm": norm.rms_norm,
     "layer_norm": norm.layer_norm,
     "rotary": transformer.rotary,
-    "attention": transformer.attention,
+    "attention": KernelWithGradient(attention.attention, attention.forward),
     "embedding": transformer.embedding,
     "tiled_linear": linear.tiled_linear,
     "tiled_mlp": tiled_mlp.tiled_mlp,

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from accel.contracts.transformer import Pieces, layer
-from accel.torch_impls import elementwise, linear, norm, transformer
+from accel.torch_impls import attention, elementwise, linear, norm
 
 _KERNELS: dict[str, Callable[..., Tensor]] = {
-    "attention": transformer.attention,
+    "attention": attention.attention,
     "bias_act": elementwise.bias_act,
     "dropout_add": elementwise.dropout_add,
     "layer_norm": norm.layer_norm,
