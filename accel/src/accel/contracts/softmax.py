@@ -77,7 +77,7 @@ def backward(
     """With p = softmax(z): dz = p (dp - sum(p dp))."""
     p = _probabilities(x, mask, scale)
     dp = grad.to(p.dtype)
-    dz = p * (dp - (p * dp).sum(-1, keepdim=True))
+    dz = torch._softmax_backward_data(dp, p, -1, p.dtype)
     dx = (dz * scale).to(x.dtype) if needs[0] else None
     dmask = None
     if mask is not None and needs[1]:
