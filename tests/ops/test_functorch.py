@@ -1,11 +1,12 @@
-"""Ops under torch.func: grad, vmap, their compositions, and what leaks out of a transform."""
+"""Ops under torch.func: grad, vmap, jvp, their compositions, and what leaks out of a transform."""
 
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import grad, jacrev, jvp, vmap
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from accel import ops, testing
+from accel.contracts import CONTRACTS
 
 pytestmark = pytest.mark.usefixtures("torch_serves")
 
@@ -150,22 +151,73 @@ def test_what_leaked_out_of_a_transform_still_works():
     torch.testing.assert_close(w.grad, want.sum(0).expand(5, 4))
 
 
-# -- forward mode: right or refused, never silently zero ---------------------------------------
+# -- forward mode ------------------------------------------------------------------------------
 
 
-def test_forward_mode_is_refused_under_functorch():
-    x, w = made(3, 4), made(5, 4)
-    with pytest.raises(NotImplementedError, match="forward mode"):
-        jvp(lambda x: ops.linear(x, w), (x,), (x,))
+def leaves_of(op, call):
+    """(a function of the floating point arguments of the op's fullest small sample, these)"""
+    contract = CONTRACTS[op]
+    made = [sample.make(F64, torch.device(testing.HOST)) for sample in contract.samples()]
+    small = [args for args in made if 0 < contract.key(args).numel() < 1000]
+    args = max(small, key=lambda args: sum(isinstance(arg, torch.Tensor) for arg in args))
+    floats = [i for i, a in enumerate(args) if torch.is_tensor(a) and a.is_floating_point()]
+
+    def function(*leaves):
+        given = list(args)
+        for i, leaf in zip(floats, leaves):
+            given[i] = leaf
+        results = call(op, given)
+        return results if isinstance(results, tuple) else (results,)
+
+    return function, tuple(args[i].contiguous() for i in floats)
+
+
+@pytest.mark.parametrize("op", CONTRACTS)
+def test_forward_mode_is_reverse_mode_transposed(op, call):
+    function, leaves = leaves_of(op, call)
+    directions = tuple(torch.randn_like(leaf) for leaf in leaves)
+    results, tangents = jvp(function, leaves, directions)
+    incoming = tuple(torch.randn_like(result) for result in results)
+    _, pull_back = torch.func.vjp(function, *leaves)
+    forth = sum((u * t).sum() for u, t in zip(incoming, tangents))
+    back = sum((g * d).sum() for g, d in zip(pull_back(incoming), directions))
+    torch.testing.assert_close(forth, back)
+    with forward_ad.dual_level():
+        duals = function(*map(forward_ad.make_dual, leaves, directions))
+        eager = tuple(forward_ad.unpack_dual(dual).tangent for dual in duals)
+    torch.testing.assert_close(eager, tangents)
+
+
+@each
+def test_jacfwd_is_jacrev(function, weight):
+    args = arguments(weight)
+    torch.testing.assert_close(jacfwd(function, 1)(*args), jacrev(function, 1)(*args))
+
+
+def test_forward_mode_is_right_by_finite_differences():
+    leaves = [t.requires_grad_() for t in arguments((5, 4))]
+    assert torch.autograd.gradcheck(linear, leaves, check_forward_ad=True)
+
+
+def test_a_hessian_goes_through_ops():
+    x, w, scale = made(2, 4), made(3, 4), made(3)
+
+    def loss(w):
+        return ops.rms_norm(ops.linear(x, w, act="gelu"), scale, eps=0.1).square().sum()
+
+    want = torch.autograd.functional.hessian(loss, w)
+    torch.testing.assert_close(torch.func.hessian(loss)(w), want)
+    torch.testing.assert_close(jacrev(jacfwd(loss))(w), want)
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_forward_mode_is_right_or_refused_outside(recorded):
+def test_a_kernel_that_torch_cannot_look_into_has_a_tangent(recorded):
+    def kernel(x, w, *rest):
+        return torch.from_numpy(x.detach().numpy() @ w.detach().numpy().T)
+
+    builder = testing.fake_builder({"linear": kernel}, dtypes=frozenset({F64}))
     x, w = made(3, 4), made(5, 4).requires_grad_(recorded)
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.ones_like(x))
-        try:
-            tangent = forward_ad.unpack_dual(ops.linear(dual, w)).tangent
-        except NotImplementedError:
-            return
-    torch.testing.assert_close(tangent, torch.ones_like(x) @ w.t())
+    with testing.installed(testing.fake_backend(builders=[builder])), forward_ad.dual_level():
+        y = ops.linear(forward_ad.make_dual(x, torch.ones_like(x)), w)
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, torch.ones_like(x) @ w.t())
+        assert y.requires_grad == recorded

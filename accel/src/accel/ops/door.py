@@ -2,7 +2,7 @@
 
 Its cost over the kernel is bounded (2 µs, 6 µs where autograd records), so the way of plain
 tensors is short: check, look up, call. Everything that watches torch operations (compilation,
-functorch, dispatch modes, tensor subclasses, autocast) goes the careful way.
+functorch, dispatch modes, tensor subclasses, autocast, forward mode) goes the careful way.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from accel.contracts import CONTRACTS, Contract
 from accel.contracts.checks import WIDE
@@ -37,7 +38,8 @@ _DOOR = """
 def door({tensors}, {options}):
     if is_compiling():
         return traced(contract, ({tensors},), ({options}), ({told}), ({present}))
-    if functorch_active() or dispatch_modes() or autocast_active() or not ({plain}):
+    if (functorch_active() or dispatch_modes() or autocast_active()
+            or forward_ad._current_level >= 0 or not ({plain})):
         return careful(contract, door, ({tensors},), ({options}))
     if not fits({tensors}):
         check({tensors}, {options})
@@ -82,7 +84,7 @@ def of(contract: Contract) -> Callable[..., Any]:
         "functorch_active": torch._C._are_functorch_transforms_active,
         "dispatch_modes": torch._C._len_torch_dispatch_stack,
         "autocast_active": torch._C._is_any_autocast_enabled,
-        "grad_enabled": torch.is_grad_enabled,
+        "grad_enabled": torch.is_grad_enabled, "forward_ad": forward_ad,
     }  # fmt: skip
     exec(compile(source, f"<door of {contract.name}>", "exec"), scope)
     return scope["door"]  # type: ignore[no-any-return]
@@ -183,7 +185,7 @@ def _watched(contract: Contract, tensors: Tensors, options: Options) -> Any:
     contract.check(*tensors, *options)
     grad = _records(tensors)
     binding = bound(contract, tensors, options, grad)
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return binding.transform(*tensors, *options)
     return binding.op(*tensors, *options)
 

@@ -45,11 +45,19 @@ def differentiate(
     contract: Contract, ctx: Any, grads: tuple[Tensor | None, ...], options: tuple[Any, ...]
 ) -> tuple[Tensor | None, ...]:
     """One gradient or None per argument, by the contract's formula."""
+    backward, args = _formula(contract, ctx, options)
+    return _gradients(contract, backward, ctx, grads, args)
+
+
+def _formula(
+    contract: Contract, ctx: Any, options: tuple[Any, ...]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The contract's gradient, and the arguments it is given."""
     saved, count = ctx.saved_tensors, contract.tensor_count
     backward = contract.backward
     if contract.keeps_results:
         backward = partial(backward, results=saved[count : count + contract.result_count])
-    return _gradients(contract, backward, ctx, grads, (*saved[:count], *options))
+    return backward, (*saved[:count], *options)
 
 
 def _gradients(
@@ -152,7 +160,8 @@ def _applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 
 
 def transformer(contract: Contract, op: Callable[..., Any]) -> Callable[..., Any]:
-    """The op recorded by autograd in the form functorch (grad, vmap of grad) needs.
+    """The op recorded by autograd in the form that functorch (grad, vmap of grad) and forward mode
+    need.
 
     ops with ``torch.library.register_autograd`` have no setup_context of their own and raise there.
     """
@@ -161,16 +170,39 @@ def transformer(contract: Contract, op: Callable[..., Any]) -> Callable[..., Any
         return op(*args)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        save(contract, ctx, inputs, output if isinstance(output, tuple) else (output,))
+        results = output if isinstance(output, tuple) else (output,)
+        save(contract, ctx, inputs, results)
+        ctx.save_for_forward(*_read(contract, inputs[: contract.tensor_count], results))
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         return differentiate(contract, ctx, grads, ctx.options)
 
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        return _push_forward(contract, ctx, tangents)
+
     function = _function(
-        contract.name, forward=forward, setup_context=setup_context, backward=backward
+        contract.name, forward=forward, setup_context=setup_context, backward=backward, jvp=jvp
     )
     function.generate_vmap_rule = True
     return function.apply
+
+
+def _push_forward(contract: Contract, ctx: Any, tangents: tuple[Tensor | None, ...]) -> Any:
+    """The results' tangents, by the contract's formula. It is linear in what reaches the results,
+    u -> u J; of that the gradient is v -> J v."""
+    backward, args = _formula(contract, ctx, ctx.options)
+    several = contract.result_count > 1
+    needs = tuple(tangent is not None for tangent in tangents)
+
+    def pull_back(*grads: Tensor) -> tuple[Any, ...]:
+        found = backward(grads if several else grads[0], needs, *args)
+        return tuple(one for one, need in zip(found, needs) if need)
+
+    like = contract.fake(*args)
+    zeros = map(torch.zeros_like, like if several else (like,))
+    push_forward = torch.func.vjp(pull_back, *zeros)[1]
+    found = push_forward(tuple(tangent for tangent in tangents if tangent is not None))
+    return found if several else found[0]
 
 
 def _function(op: str, **methods: Callable[..., Any]) -> type[torch.autograd.Function]:

@@ -21,6 +21,8 @@ Kernel = Callable[..., Any]
 
 CORE_NAMESPACE = "accel"
 
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
 # A torch op cannot be undefined. The kernel behind a name may change, as plugins come and go in
 # one process (tests, notebooks); the op defined for it stays.
 _kernels: dict[str, Kernel] = {}
@@ -57,7 +59,11 @@ def _run(contract: Contract, qualified: str) -> Kernel:
     def own(result: Tensor, args: tuple[Any, ...]) -> Tensor:
         # A torch op must not return one of its inputs, and compiled code has been promised the
         # fake's strides.
-        return result.clone() if any(result is arg for arg in args) else result.contiguous()
+        if any(result is arg for arg in args):
+            return result.clone()
+        result = result.contiguous()
+        # Of a view of its own memory forward mode wants to know the base.
+        return _unsafe_view(result, result.shape) if result._is_view() else result
 
     def run(*args: Any) -> Any:
         # The dispatcher drops trailing arguments that equal their defaults.
