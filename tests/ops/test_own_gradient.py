@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from accel import KernelWithGradient, ops, testing
 from accel.contracts import CONTRACTS
@@ -91,6 +92,18 @@ def test_under_transforms_the_contract_s_serves(own):
     assert set(own.calls) == {"contract"}
     for one, other in zip(batched, per_sample, strict=True):
         torch.testing.assert_close(one[1], other)
+
+
+def test_a_gradient_with_a_tangent_is_the_contract_s(own):
+    loss = own.of(*own.leaves)
+    one = torch.ones((), dtype=F64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(one, 3 * one)
+        found = torch.autograd.grad(loss, own.leaves, dual)
+        tangents = [forward_ad.unpack_dual(grad).tangent for grad in found]
+    assert own.calls == ["contract"]
+    for grad, tangent in zip(found, tangents, strict=True):
+        torch.testing.assert_close(tangent, 3 * grad)
 
 
 def test_only_what_needs_a_gradient_gets_one(own):
