@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from accel import KernelWithGradient, ops, testing
+from accel import Kernel, ops, testing
 from accel.contracts import CONTRACTS
 from accel.ops import binding
 
@@ -46,7 +46,7 @@ def own(request, monkeypatch, call):
         kept[:] = [torch.tensor(factor[0], dtype=F64)]
         return results, (*each(results), *kept), backward
 
-    kernel = KernelWithGradient(contract.reference, forward)
+    kernel = Kernel(contract.reference, forward)
     builder = testing.fake_builder({contract.name: kernel}, dtypes=frozenset({F64}))
     monkeypatch.setitem(CONTRACTS, contract.name, dataclasses.replace(contract, backward=formula))
     with testing.installed(testing.fake_backend(builders=[builder])), ops.use(exact=False):
@@ -159,7 +159,7 @@ def test_nothing_is_cast_in_a_backward_under_autocast(own):
 def test_a_kernel_may_leave_a_call_to_the_contract_s():
     contract = CONTRACTS["linear"]
     forward = lambda *args: (contract.reference(*args), (), None)  # noqa: E731
-    kernel = KernelWithGradient(contract.reference, forward)
+    kernel = Kernel(contract.reference, forward)
     builder = testing.fake_builder({"linear": kernel})
     x, w = torch.randn(2, 3), torch.randn(4, 3, requires_grad=True)
     with testing.installed(testing.fake_backend(builders=[builder])):
@@ -172,6 +172,6 @@ def test_a_fallback_that_is_counted_keeps_its_gradient():
         return "result", (), None
 
     registry = SimpleNamespace(fallbacks={"linear": 0})
-    counted = binding._counted(KernelWithGradient(len, forward), registry, "linear")
+    counted = binding._counted(Kernel(len, forward), registry, "linear")
     assert (counted("ab"), counted.forward()) == (2, ("result", (), None))
     assert registry.fallbacks == {"linear": 2}

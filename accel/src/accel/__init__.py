@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from accel.engine import HybridEngine, HybridEngineConfig, ModelPolicy, hybridize, plan, restore
     from accel.hookspecs import Backend, hookimpl
     from accel.native import NativeLibrary, NativeOpBuilder, Source
-    from accel.op_builder import Impl, KernelWithGradient, Knob, OpBuilder, Request
+    from accel.op_builder import Impl, Kernel, Knob, OpBuilder, Request
     from accel.refusal import Refusal
     from accel.selection import get_accelerator, reset, set_accelerator, use_accelerator
 
@@ -32,7 +32,7 @@ __all__ = [
     "HybridEngine",
     "HybridEngineConfig",
     "Impl",
-    "KernelWithGradient",
+    "Kernel",
     "Knob",
     "ModelPolicy",
     "NativeLibrary",
@@ -62,7 +62,7 @@ _HOMES = {
     "NativeLibrary": "native", "NativeOpBuilder": "native", "Source": "native",
     "HybridEngine": "engine", "HybridEngineConfig": "engine", "ModelPolicy": "engine",
     "hybridize": "engine", "plan": "engine", "restore": "engine",
-    "Impl": "op_builder", "KernelWithGradient": "op_builder", "Knob": "op_builder",
+    "Impl": "op_builder", "Kernel": "op_builder", "Knob": "op_builder",
     "OpBuilder": "op_builder", "Request": "op_builder",
     "Refusal": "refusal",
     "get_accelerator": "selection", "reset": "selection", "set_accelerator": "selection",

@@ -36,7 +36,7 @@ class Impl:
     ``priority``        among those that accept, the highest serves
     ``shape_invariant`` row i of the result depends bitwise on row i of the input alone
     ``differentiable``  the gradient made from the contract is right for it; if the kernel brings
-                        one of its own (:class:`KernelWithGradient`), that too
+                        one of its own (:class:`Kernel`), that too
     ``reads_shapes``    :meth:`OpBuilder.reasons` looks at shapes and strides; requests carry them
                         only to those that say so, since they are resolved anew for each shape
     """
@@ -70,17 +70,19 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class KernelWithGradient:
-    """A kernel that brings a gradient of its own, as :meth:`OpBuilder.load` may return.
+class Kernel:
+    """A kernel with abilities beside being called, as :meth:`OpBuilder.load` may return.
 
-    ``kernel``   called as any other, where nothing is recorded
-    ``forward``  called with the same arguments where autograd records. Returns the same result or
-                 results, bit for bit; the tensors to keep beside the arguments, which may be
-                 results; and ``backward(grad, needs, *args, kept=...)``, which is called as the
-                 contract's is, with those tensors, and returns one gradient or None per argument.
-                 None in its place: the contract's serves this call
+    ``run``      what a plain kernel is: called with the arguments of the op's schema
+    ``forward``  a gradient of its own: called with the same arguments where autograd records.
+                 Returns the same result or results, bit for bit; the tensors to keep beside the
+                 arguments, which may be results; and ``backward(grad, needs, *args, kept=...)``,
+                 which is called as the contract's is, with those tensors, and returns one gradient
+                 or None per argument. None in its place: the contract's serves this call
+    ``into``     writes the result to a place: called with the op's tensors and ``out``, which has
+                 the result's shape and rows at equal distances, in the dtype that is asked for
 
-    It serves eager ``backward()`` and ``torch.autograd.grad``. Where the gradient is itself
+    The gradient serves eager ``backward()`` and ``torch.autograd.grad``. Where it is itself
     recorded (``create_graph``), transformed or traced, the contract's serves, so both must agree.
     ``backward`` holds no tensor itself: those it is given autograd has kept, and has freed them,
     let hooks move them and noticed if they were changed in place.
@@ -88,11 +90,14 @@ class KernelWithGradient:
     ``unread`` ones ``backward`` gets stand-ins.
     """
 
-    kernel: Callable[..., Any]
-    forward: Callable[..., tuple[Any, Sequence[torch.Tensor], Callable[..., Any] | None]]
+    run: Callable[..., Any]
+    forward: Callable[..., tuple[Any, Sequence[torch.Tensor], Callable[..., Any] | None]] | None = (
+        None
+    )
+    into: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        return self.kernel(*args)
+        return self.run(*args)
 
 
 Shapes = tuple[tuple[int, ...] | None, ...]
@@ -152,7 +157,7 @@ class OpBuilder:
     def load(self, impl: Impl) -> Callable[..., Any]:
         """The kernel, taking the arguments of the op's schema in order. May build it first.
 
-        Gradients are the contract's unless it is a :class:`KernelWithGradient`.
+        It can do more than be called if it is a :class:`Kernel`.
         """
         raise NotImplementedError(f"{type(self).__name__} lists {impl} but cannot load it")
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel import Impl, Knob, NativeLibrary, NativeOpBuilder, Refusal, Request, Source
+from accel import Impl, Kernel, Knob, NativeLibrary, NativeOpBuilder, Refusal, Request, Source
 from accel.op_builder import Shapes
 from accel_cpu import onednn
 
@@ -115,9 +115,9 @@ class TilingBuilder(_Native):
 
     def load(self, impl: Impl) -> Callable[..., Any]:
         kernel = super().load(impl)
-        if impl.op == "tiled_linear":
-            kernel.into = torch.ops.accel_cpu_kernels.tiled_linear_native_into.default
-        return kernel
+        if impl.op != "tiled_linear":
+            return kernel
+        return Kernel(kernel, into=torch.ops.accel_cpu_kernels.tiled_linear_native_into.default)
 
 
 class TransformerBuilder(_Native):

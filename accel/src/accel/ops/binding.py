@@ -17,7 +17,7 @@ from accel.errors import (
     OpResolutionError,
     VarianceWarning,
 )
-from accel.op_builder import Impl, KernelWithGradient, Request
+from accel.op_builder import Impl, Kernel, Request
 from accel.ops import gradient
 from accel.ops.catalog import Entry
 from accel.ops.policy import Policy
@@ -35,6 +35,7 @@ class Binding:
     """An implementation ready to serve.
 
     ``kernel``     what the builder loaded: plain tensors, nothing recorded
+    ``into``       the same that writes to a place, if the kernel can
     ``record``     the kernel and its options, recorded by autograd: plain tensors, no functorch
     ``transform``  the op under functorch
     ``op``         the torch op: everything that watches (modes, subclasses, tracing)
@@ -42,6 +43,7 @@ class Binding:
 
     decision: Decision
     kernel: Callable[..., Any]
+    into: Callable[..., Any] | None
     record: Callable[..., Any]
     transform: Callable[..., Any]
     op: OpOverload
@@ -76,11 +78,11 @@ def bind(request: Request, policy: Policy, options: tuple[Any, ...]) -> Binding:
         return _wrap(decision, entry.impl, kernel, options)
 
 
-def _load(entry: Entry) -> Callable[..., Any]:
+def _load(entry: Entry) -> Kernel:
     kernel = entry.builder.load(entry.impl)
     if not callable(kernel):
         raise TypeError(f"{type(entry.builder).__name__}.load({entry.impl}) gave {kernel!r:.120}")
-    return kernel
+    return kernel if isinstance(kernel, Kernel) else Kernel(kernel)
 
 
 def _failure(error: Exception) -> Refusal:
@@ -118,29 +120,27 @@ def _speak(decision: Decision, policy: Policy, registry: Registry) -> None:
         )
 
 
-def _counted(
-    kernel: Callable[..., Any], registry: Registry, key: tuple[str, str]
-) -> Callable[..., Any]:
-    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+def _counted(kernel: Kernel, registry: Registry, key: tuple[str, str]) -> Kernel:
+    def counting(function: Callable[..., Any] | None) -> Any:
+        if function is None:
+            return None
+
         def counted(*args: Any) -> Any:
             registry.fallbacks[key] += 1
             return function(*args)
 
         return counted
 
-    if isinstance(kernel, KernelWithGradient):
-        return KernelWithGradient(counting(kernel.kernel), counting(kernel.forward))
-    return counting(kernel)
+    return Kernel(counting(kernel.run), counting(kernel.forward), counting(kernel.into))
 
 
-def _wrap(
-    decision: Decision, impl: Impl, kernel: Callable[..., Any], options: tuple[Any, ...]
-) -> Binding:
+def _wrap(decision: Decision, impl: Impl, kernel: Kernel, options: tuple[Any, ...]) -> Binding:
     contract = CONTRACTS[impl.op]
-    op = torch_op(contract, impl, kernel)
+    op = torch_op(contract, impl, kernel.run)
     return Binding(
         decision,
-        kernel=kernel.kernel if isinstance(kernel, KernelWithGradient) else kernel,
+        kernel=kernel.run,
+        into=kernel.into,
         record=gradient.recorder(contract, kernel, options),
         transform=gradient.transformer(contract, op),
         op=op,

@@ -143,11 +143,10 @@ def into(
         )
     if watched_by_torch((*tensors, out)):
         return out.copy_(door(*tensors, *options))
-    kernel = bound(contract, tensors, options, grad=False).kernel
-    write = getattr(kernel, "into", None)
-    if write is None:
-        return out.copy_(kernel(*tensors, *options))
-    write(*tensors, out)
+    binding = bound(contract, tensors, options, grad=False)
+    if binding.into is None:
+        return out.copy_(binding.kernel(*tensors, *options))
+    binding.into(*tensors, out)
     return out
 
 
@@ -158,6 +157,7 @@ def watched_by_torch(tensors: Tensors) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_any_autocast_enabled()
+        or forward_ad._current_level >= 0
         or any(type(t) not in _PLAIN_OR_NONE for t in tensors)
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from accel.contracts import Contract
-from accel.op_builder import KernelWithGradient
+from accel.op_builder import Kernel
 
 
 def save(contract: Contract, ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
@@ -82,16 +82,14 @@ def no_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False)
 
 
-def recorder(
-    contract: Contract, kernel: Callable[..., Any], options: tuple[Any, ...]
-) -> Callable[..., Any]:
+def recorder(contract: Contract, loaded: Kernel, options: tuple[Any, ...]) -> Callable[..., Any]:
     """``record(*tensors)``: the kernel with these options, recorded by autograd.
 
     For plain tensors outside every functorch transform.
     """
-    if isinstance(kernel, KernelWithGradient):
-        return _own_recorder(contract, kernel, options)
-    count = contract.tensor_count
+    if loaded.forward is not None:
+        return _own_recorder(contract, loaded.forward, options)
+    kernel, count = loaded.run, contract.tensor_count
 
     def forward(ctx: Any, *tensors: Any) -> Any:
         # All that save_for_backward does, less 0.15 of 6 µs for its call.
@@ -120,7 +118,7 @@ def recorder(
 
 
 def _own_recorder(
-    contract: Contract, kernel: KernelWithGradient, options: tuple[Any, ...]
+    contract: Contract, record: Callable[..., Any], options: tuple[Any, ...]
 ) -> Callable[..., Any]:
     """``record(*tensors)`` of a kernel with a gradient of its own, which serves where the gradient
     is of plain tensors and not recorded itself."""
@@ -128,7 +126,7 @@ def _own_recorder(
 
     def forward(ctx: Any, *tensors: Any) -> Any:
         ctx.set_materialize_grads(contract.result_count == 1)
-        found, kept, ctx.own = kernel.forward(*tensors, *options)
+        found, kept, ctx.own = record(*tensors, *options)
         read = _read(contract, tensors, found if isinstance(found, tuple) else (found,))
         ctx.first_kept = len(read)
         ctx.save_for_backward(*read, *kept)

@@ -11,7 +11,7 @@ from typing import Any
 
 from accel.contracts import CONTRACTS, Contract
 from accel.contracts.checks import FLOATS
-from accel.op_builder import Impl, KernelWithGradient, OpBuilder
+from accel.op_builder import Impl, Kernel, OpBuilder
 from accel.torch_impls import (
     attention,
     elementwise,
@@ -36,11 +36,11 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "quantized_linear": linear.quantized_linear,
     "grouped_linear": linear.grouped_linear,
     "rms_norm": norm.rms_norm,
-    "layer_norm": KernelWithGradient(norm.layer_norm, norm.layer_norm_forward),
+    "layer_norm": Kernel(norm.layer_norm, norm.layer_norm_forward),
     "rotary": transformer.rotary,
-    "attention": KernelWithGradient(attention.attention, attention.forward),
+    "attention": Kernel(attention.attention, attention.forward),
     "embedding": transformer.embedding,
-    "tiled_linear": linear.tiled_linear,
+    "tiled_linear": Kernel(linear.tiled_linear, into=linear.tiled_linear_into),
     "tiled_mlp": tiled_mlp.tiled_mlp,
     "logprob": logprob.logprob,
     "transformer_layer": transformer_layer.transformer_layer,

@@ -87,10 +87,10 @@ def tiled_linear(
     if partial is None:
         return linear(x, w, b, None, out_dtype)
     out = partial.new_empty(partial.shape, dtype=out_dtype or x.dtype)
-    return _tiled_linear_into(x, w, b, partial, out)
+    return tiled_linear_into(x, w, b, partial, out)
 
 
-def _tiled_linear_into(
+def tiled_linear_into(
     x: Tensor, w: Tensor, b: Tensor | None, partial: Tensor | None, out: Tensor
 ) -> Tensor:
     _require_one_device(x, w, b, partial, out)
@@ -108,9 +108,6 @@ def _tiled_linear_into(
     else:
         torch.addmm(b, rows, columns, out=sums)
     return out
-
-
-tiled_linear.into = _tiled_linear_into  # type: ignore[attr-defined]
 
 
 def _wide(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

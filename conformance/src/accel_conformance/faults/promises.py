@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accel import op_builder
 from accel.contracts import LINEAR
 from accel.contracts.tiled_mlp import tiles
-from accel.op_builder import Impl, KernelWithGradient, Request
+from accel.op_builder import Impl, Request
 from accel.refusal import Refusal
 from accel_conformance.faults.planting import Formula, Kernel, fault
 
@@ -102,7 +103,7 @@ def own_gradient_disagrees(kernel: Kernel) -> Kernel:
     def backward(grad: Tensor, needs: Any, *args: Any, kept: Any) -> Any:
         return LINEAR.backward(kept[0], needs, *args)
 
-    return KernelWithGradient(kernel, lambda *args: (result := kernel(*args), (result,), backward))
+    return op_builder.Kernel(kernel, lambda *args: (result := kernel(*args), (result,), backward))
 
 
 @fault("gradient", "gradients/*/batched", role="backward")
