@@ -16,12 +16,11 @@ from torch._ops import OpOverload
 from accel.contracts import Contract
 from accel.op_builder import Impl
 from accel.ops import gradient
+from accel.torch_impls.views import unviewed
 
 Kernel = Callable[..., Any]
 
 CORE_NAMESPACE = "accel"
-
-_unsafe_view = torch.ops.aten._unsafe_view.default
 
 # A torch op cannot be undefined. The kernel behind a name may change, as plugins come and go in
 # one process (tests, notebooks); the op defined for it stays.
@@ -61,9 +60,7 @@ def _run(contract: Contract, qualified: str) -> Kernel:
         # fake's strides.
         if any(result is arg for arg in args):
             return result.clone()
-        result = result.contiguous()
-        # Of a view of its own memory forward mode wants to know the base.
-        return _unsafe_view(result, result.shape) if result._is_view() else result
+        return unviewed(result.contiguous())
 
     def run(*args: Any) -> Any:
         # The dispatcher drops trailing arguments that equal their defaults.

@@ -17,6 +17,7 @@ from accel.contracts.attention_scores import Scoring
 from accel.contracts.checks import WIDE
 from accel.contracts.spans import Block, blocks, runs
 from accel.torch_impls.graph import Graph
+from accel.torch_impls.views import unviewed
 
 
 def attention(*args: Any) -> Tensor:
@@ -113,7 +114,7 @@ def _attention(
             by_torch = partial(_by_torch, run, mask, slopes, scale)
             found = call(run, by_torch, *_operands(run, q, k, v))
             if run.count * found.shape[2] == len(q):  # all there is
-                return _flat(found)
+                return unviewed(_flat(found))
             run.rows(y).copy_(found)
         return y
     return reference(

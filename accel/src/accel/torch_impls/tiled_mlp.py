@@ -15,11 +15,12 @@ def tiled_mlp(
     b_down: Tensor | None, b_gate: Tensor | None, act: str, tile_rows: int,
 ) -> Tensor:  # fmt: skip
     m = math.prod(x.shape[:-1])
-    flat, y = x.reshape(m, x.shape[-1]), x.new_empty((m, w_down.shape[0]))
+    flat, y = x.reshape(m, x.shape[-1]), x.new_empty((*x.shape[:-1], w_down.shape[0]))
+    results = y.view(m, w_down.shape[0])
     for rows in tiles(m, tile_rows):
         if w_gate is None:
             hidden = linear(flat[rows], w_up, b_up, act, None)
         else:
             hidden = gated_linear(flat[rows], w_gate, w_up, b_gate, b_up, act, None)
-        y[rows] = linear(hidden, w_down, b_down, None, None)
-    return y.reshape(*x.shape[:-1], w_down.shape[0])
+        results[rows] = linear(hidden, w_down, b_down, None, None)
+    return y

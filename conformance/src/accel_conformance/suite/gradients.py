@@ -41,6 +41,10 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     with torch.no_grad():
         silent = target.call(args)
     seen.expect("repeatable", same_bits(results, silent), "recording gradients changed the result")
+    views = any(result._is_view() for result in results)
+    seen.expect(
+        "fresh", not views, "a recorded result is a view, which autograd lets nobody change"
+    )
 
     grads = tuple(_incoming(target, sample, i, result) for i, result in enumerate(results))
     found = torch.autograd.grad(results, list(named.values()), grads)
