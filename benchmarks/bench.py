@@ -5,6 +5,7 @@
     layers    TiledLinear and the ZeRO-3 linear beside nn.Linear (layers.py)
     losses    a head's loss and log-probabilities, in tiles and with all logits (losses.py)
     engine    generating and training beside transformers (engine.py)
+    eager     every op's eager torch implementation beside plain torch (eager.py)
 
 Ratios are medians over rounds taken in turn; above 1 is faster than F.linear.
 """
@@ -20,6 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import eager
 import engine
 import layers
 import losses
@@ -174,14 +176,18 @@ def main() -> None:
         heads = list(losses.rows(acc))
     with console.status("engine"):
         beside = list(engine.rows())
+    with console.status("eager"):  # last: from here on the process keeps what it frees
+        eager.keep_freed_memory()
+        plain = list(eager.rows())
     results = {
         "machine": machine, "linear": linear, "call": call, "layers": tiles, "losses": heads,
-        "engine": beside,
+        "engine": beside, "eager": plain,
     }  # fmt: skip
     show(results, console)
     console.print(layers.table(tiles))
     console.print(losses.table(heads))
     console.print(engine.table(beside))
+    console.print(eager.table(plain))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=1))

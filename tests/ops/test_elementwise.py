@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accel import ops, testing
 from accel.contracts import ADD_NORM, BIAS_ACT, SOFTMAX
 from accel.contracts.activation import ACTIVATIONS
-from accel.torch_impls import elementwise, norm
+from accel.torch_impls import elementwise, linear, norm
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
@@ -109,6 +109,40 @@ def test_what_is_not_a_number_is_not_taken_for_nothing_seen():
     assert ops.softmax(hidden).isnan().all()
 
 
+@each_dtype
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_rows_are_mended_where_values_are_read_and_where_not(monkeypatch, dtype, scale):
+    x = drawn(4, 9, dtype=dtype)
+    x[1], x[2, 3] = -math.inf, math.nan
+    read = elementwise.softmax(x, None, scale)
+    assert not read[1].any()
+    assert read[2].isnan().all()
+    seen = (x[[0, 3]].double() * scale).softmax(-1)
+    torch.testing.assert_close(read[[0, 3]], seen.to(dtype))
+    monkeypatch.setattr(elementwise, "HOST", "elsewhere")
+    torch.testing.assert_close(
+        elementwise.softmax(x, None, scale), read, rtol=0, atol=0, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, far: elementwise.softmax(x, far, 0.5),
+        lambda x, far: elementwise.dropout_add(x, far, x[0], None, None, 0.0),
+        lambda x, far: linear.lora_linear(x, x, x, far, None, 1.0, None),
+        lambda x, far: linear.quantized_linear(
+            x, x.to(torch.int8), far[:, :1], None, 8, None, None
+        ),
+    ],
+    ids=["softmax", "dropout_add", "lora_linear", "quantized_linear"],
+)
+def test_nothing_is_added_in_place_from_another_device(call):
+    x = torch.ones(4, 4)
+    with pytest.raises(RuntimeError, match="move one of them"):
+        call(x, x.to("meta"))
+
+
 @pytest.mark.parametrize("shape", [(9,), (1,), (5, 1), (3, 1, 9), (3, 5, 9), (2, 1, 5, 1)], ids=str)
 def test_a_mask_broadcasts_and_its_gradient_is_summed(monkeypatch, shape):
     x, mask = drawn(2, 3, 5, 9), drawn(*shape, seed=1).requires_grad_()
@@ -118,9 +152,11 @@ def test_a_mask_broadcasts_and_its_gradient_is_summed(monkeypatch, shape):
     (dmask,) = torch.autograd.grad(y.sin().sum(), mask)
     (wide,) = torch.autograd.grad(want.sin().sum(), expanded)
     torch.testing.assert_close(dmask, wide.sum_to_size(shape))
+    x, mask = x.bfloat16(), mask.detach().bfloat16()
+    want = elementwise.softmax(x, mask, 0.5)
     for most in (9, 30, 100):
         monkeypatch.setattr(elementwise, "PART", most)
-        assert torch.equal(elementwise.softmax(x, mask.detach(), 1.0), want)
+        assert torch.equal(elementwise.softmax(x, mask, 0.5), want)
 
 
 def test_a_batch_of_inputs_has_one_mask():

@@ -30,7 +30,7 @@ def numbered(x: Tensor) -> Tensor:
     return torch.arange(math.prod(leading), device=x.device).reshape(leading)
 
 
-def _dropped(z: Tensor, seed: Tensor | None, rows: Tensor | None, p: float) -> Tensor:
+def dropped(z: Tensor, seed: Tensor | None, rows: Tensor | None, p: float) -> Tensor:
     """``z`` [..., H] with its survivors scaled; its own gradient's formula too."""
     if p == 0:
         return z
@@ -47,7 +47,7 @@ def reference(
     rows: Tensor | None = None,  # [...], int64
     p: float = 0.0,
 ) -> Tensor:  # [..., H]
-    z = _dropped(biased(x, b), seed, rows, p)
+    z = dropped(biased(x, b), seed, rows, p)
     if residual is not None:
         z = residual.to(z.dtype) + z
     return rounded(z, x)
@@ -108,7 +108,7 @@ def backward(
     dx = db = None
     if needs[0] or needs[2]:
         wide = checks.WIDE[x.dtype]
-        dz = _dropped(grad.to(wide), seed, rows, p)
+        dz = dropped(grad.to(wide), seed, rows, p)
         dx = dz.to(x.dtype) if needs[0] else None
         db = dz.sum_to_size(x.shape[-1:]).to(x.dtype) if needs[2] else None
     return dx, grad if needs[1] else None, db, None, None, None

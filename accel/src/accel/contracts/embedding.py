@@ -46,7 +46,7 @@ def backward(
     wide = checks.WIDE[w.dtype]
     # Counted, since -1 cannot be inferred beside a dimension of 0.
     rows = grad.reshape(ids.numel(), w.shape[1]).to(wide)
-    dw = grad.new_zeros(w.shape, dtype=wide).index_add(0, ids.reshape(-1), rows)
+    dw = torch.ops.aten.embedding_dense_backward(rows, ids.reshape(-1), w.shape[0], -1, False)
     return None, dw.to(w.dtype)
 
 

@@ -31,8 +31,7 @@ def of_logits(z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _entropy(logs: Tensor) -> Tensor:
-    # Of probability 0 the logarithm is -inf, and its share is 0.
-    return -(logs.exp() * logs.masked_fill(logs == -math.inf, 0)).sum(-1)
+    return -(logs.exp() * vocabulary.finite(logs)).sum(-1)
 
 
 def reference(
@@ -110,7 +109,7 @@ def backward(
         return (None,) * 7
     adjust = Adjustment(scale, softcap, temperature)
     if w is None:
-        dx = _logits_gradient(grads, flat.to(wide), at, adjust) if needs[0] else None
+        dx = _logits_gradient(grads, flat.to(wide), at, adjust, results[1]) if needs[0] else None
         return dx if dx is None else dx.to(x.dtype).reshape(x.shape), *(None,) * 6
 
     # Made of a gradient, these are batched under vmap wherever something is.
@@ -129,12 +128,12 @@ def backward(
 
 
 def _logits_gradient(
-    grads: list[Tensor | None], z: Tensor, ids: Tensor, adjust: Adjustment
+    grads: list[Tensor | None], z: Tensor, ids: Tensor, adjust: Adjustment, entropy: Tensor
 ) -> Tensor:
     adjusted = adjust(z)
     logs = torch.log_softmax(adjusted, -1)
     whole = slice(0, z.shape[-1])
-    dz = vocabulary.through_softmax(logs, ids, whole, _entropy(logs).unsqueeze(-1), grads)
+    dz = vocabulary.through_softmax(logs, ids, whole, entropy.reshape(-1, 1), grads)
     return adjust.backward(dz, adjusted)
 
 

@@ -57,6 +57,12 @@ def _packed(numbers: Tensor, bits: int) -> Tensor:
 
 def whole(w: Tensor, bits: int) -> Tensor:
     """The whole numbers ``[N, K]`` that a quantised weight holds, as int8."""
+    _require_bits(bits)
+    dtype, _, _ = LAYOUTS[bits]
+    if w.dtype is not dtype:
+        raise OpArgumentError(
+            f"{NAME}: w of {bits} bits must be {checks.name_of(dtype)}; found {checks.describe(w)}"
+        )
     if bits == 8:
         return w
     return torch.stack((w & 15, w >> 4), -1).flatten(1).to(torch.int8) - 8
@@ -64,12 +70,6 @@ def whole(w: Tensor, bits: int) -> Tensor:
 
 def dequantize(w: Tensor, scales: Tensor, bits: int = 8) -> Tensor:
     """The weight ``[N, K]`` that a quantised one stands for, in the dtype of its scales."""
-    _require_bits(bits)
-    dtype, _, _ = LAYOUTS[bits]
-    if w.dtype is not dtype:
-        raise OpArgumentError(
-            f"{NAME}: w of {bits} bits must be {checks.name_of(dtype)}; found {checks.describe(w)}"
-        )
     numbers = whole(w, bits).to(scales.dtype)
     groups: Tensor = numbers.unflatten(1, (scales.shape[1], -1))
     return (groups * scales.unsqueeze(-1)).flatten(1)

@@ -17,10 +17,15 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
 def _mixed(z: Tensor) -> Tensor:
-    """The finaliser of SplitMix64. int64's shift is arithmetic, so the sign's copies are cut."""
-    z = (z ^ ((z >> 30) & (2**34 - 1))) * _MULTIPLIERS[0]
-    z = (z ^ ((z >> 27) & (2**37 - 1))) * _MULTIPLIERS[1]
-    return z ^ ((z >> 31) & (2**33 - 1))
+    """The finaliser of SplitMix64."""
+    z = _folded(z, 30).mul_(_MULTIPLIERS[0])
+    z = _folded(z, 27).mul_(_MULTIPLIERS[1])
+    return _folded(z, 31)
+
+
+def _folded(z: Tensor, shift: int) -> Tensor:
+    """``z ^ (z >> shift)``. int64's shift is arithmetic, so the sign's copies are cut."""
+    return (z >> shift).bitwise_and_(2 ** (64 - shift) - 1).bitwise_xor_(z)
 
 
 def kept(seed: Tensor, rows: Tensor, columns: int, p: float) -> Tensor:
@@ -31,9 +36,9 @@ def kept(seed: Tensor, rows: Tensor, columns: int, p: float) -> Tensor:
     """
     state = _mixed(_mixed(seed) + rows * _GAMMA).unsqueeze(-1)
     pair = torch.arange(1, (columns + 1) // 2 + 1, device=rows.device)
-    bits = _mixed(state + pair * _GAMMA).view(torch.int32)[..., :columns]
+    bits = _mixed(state + pair.mul_(_GAMMA)).view(torch.int32)[..., :columns]
     # Bits are compared as signed numbers: both sides less 2**31.
     least = round(p * 2**32)
     if least > 2**32 - 1:
         return torch.zeros_like(bits, dtype=torch.bool)
-    return (bits ^ -(2**31)) >= least - 2**31
+    return bits.bitwise_xor_(-(2**31)) >= least - 2**31

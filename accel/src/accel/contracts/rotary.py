@@ -26,7 +26,7 @@ def split(x: Tensor, r: int, interleaved: bool) -> tuple[Tensor, Tensor]:
     return x[..., :r], x[..., r : 2 * r]
 
 
-def _join(first: Tensor, second: Tensor, rest: Tensor, interleaved: bool) -> Tensor:
+def join(first: Tensor, second: Tensor, rest: Tensor, interleaved: bool) -> Tensor:
     if interleaved:
         pairs = torch.stack((first, second), -1).flatten(-2)
         return torch.cat((pairs, rest), -1)
@@ -43,7 +43,7 @@ def reference(
     a, b = (half.to(cos.dtype) for half in split(x, r, interleaved))
     c, s = cos.unsqueeze(-2), sin.unsqueeze(-2)
     first, second = a * c - b * s, b * c + a * s
-    return _join(first.to(x.dtype), second.to(x.dtype), x[..., 2 * r :], interleaved)
+    return join(first.to(x.dtype), second.to(x.dtype), x[..., 2 * r :], interleaved)
 
 
 def check(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,11 @@ def tiles(rows: int, width: int) -> Iterator[slice]:
     step = max(TILE_BYTES // (4 * max(rows, 1)), 1)
     for start in range(0, width, step):
         yield slice(start, min(start + step, width))
+
+
+def one_tile(rows: int, width: int) -> bool:
+    """Whether all logits fit one tile."""
+    return rows <= BLOCK_ROWS and 4 * rows * width <= TILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,20 @@ def through_softmax(
     ``logs`` [M, columns] are log-probabilities l and p = exp(l): g (δ - p) and -g p (l + H). Where
     l is -inf, p is 0 and nothing flows but to the id itself.
     """
-    p = logs.exp()
     of_logprob, of_entropy = grads
-    dz = torch.zeros_like(logs)
-    if of_logprob is not None:
-        at, inside = placed(ids, columns)
-        dz = (-p * of_logprob).scatter_add(-1, at, of_logprob * inside)
+    share = of_logprob  # of each -p
     if of_entropy is not None:
-        finite = logs.masked_fill(logs == -math.inf, 0)
-        dz = dz - of_entropy * p * (finite + entropy)
-    return dz
+        share = (finite(logs) + entropy) * of_entropy
+        share = share if of_logprob is None else share + of_logprob
+    assert share is not None, "one of the two has a gradient"
+    dz = logs.exp() * -share
+    if of_logprob is None:
+        return dz
+    at, inside = placed(ids, columns)
+    return dz.scatter_add(-1, at, of_logprob * inside)
+
+
+def finite(logs: Tensor) -> Tensor:
+    """``logs`` with -1e4 in place of what is less: its probability is 0 in every dtype, and times
+    that it is 0, where -inf is NaN."""
+    return logs.clamp_min(-1e4)

@@ -36,7 +36,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "quantized_linear": linear.quantized_linear,
     "grouped_linear": linear.grouped_linear,
     "rms_norm": norm.rms_norm,
-    "layer_norm": Kernel(norm.layer_norm, norm.layer_norm_forward),
+    "layer_norm": norm.layer_norm,
     "rotary": transformer.rotary,
     "attention": Kernel(attention.attention, attention.forward),
     "embedding": transformer.embedding,

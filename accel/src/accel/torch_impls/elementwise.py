@@ -17,18 +17,28 @@ from torch import Tensor
 from accel.contracts import bias_act as biasing
 from accel.contracts import dropout_add as dropping
 from accel.contracts.checks import WIDE
-from accel.contracts.softmax import scores
+
+# Where to read a value is to wait for nothing: the host's own memory.
+HOST = torch.UntypedStorage(0).device.type
 
 PART = 1 << 18  # elements
 
 # Not of the same bits wherever an element lies: contracts/activation.py says why.
-_TORCH_S_OWN: dict[str | None, Callable[[Tensor], Tensor]] = {
+TORCH_S_OWN: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda z: z,
     "relu": torch.relu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
 }
+
+
+def require_one_device(x: Tensor, *others: Tensor | None) -> None:
+    # torch 2.13 multiplies a real x by a meta weight, and adds a meta tensor in place, without a
+    # word, into garbage.
+    for other in others:
+        if other is not None and other.device != x.device:
+            raise RuntimeError(f"x is on {x.device}, another on {other.device}; move one of them")
 
 
 def parts(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
@@ -47,9 +57,9 @@ def parts(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
 
 
 def by_parts(formula: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
-    """``formula(x, *others)``, which has x's shape and dtype; a new tensor."""
+    """``formula(x, *others)``, which has x's shape, rounded to x's dtype; a new tensor."""
     if x.numel() <= PART:
-        return formula(x, *others)
+        return formula(x, *others).to(x.dtype)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     for into, *part in parts(y, x, *others):
         into.copy_(formula(*part))
@@ -57,11 +67,13 @@ def by_parts(formula: Callable[..., Tensor], x: Tensor, *others: Tensor | None) 
 
 
 def bias_act(x: Tensor, b: Tensor | None, act: str | None) -> Tensor:
-    def formula(x: Tensor) -> Tensor:
-        return biasing.rounded(_TORCH_S_OWN[act](biasing.biased(x, b)), x)
-
-    # One pass or two over what need not be converted: parts would not pay.
-    return formula(x) if x.dtype is WIDE[x.dtype] else by_parts(formula, x)
+    function, wide = TORCH_S_OWN[act], WIDE[x.dtype]
+    if b is None:  # torch's own computes half precisions in fp32 and rounds once
+        return x.clone() if act is None else function(x)
+    if act is None or x.dtype is wide:
+        return function(x + b)
+    wide_b = b.to(wide)
+    return by_parts(lambda x: function(x + wide_b), x)
 
 
 def bias_act_composed(x: Tensor, b: Tensor | None, act: str | None) -> Tensor:
@@ -72,29 +84,49 @@ def dropout_add(
     x: Tensor, residual: Tensor | None, b: Tensor | None, seed: Tensor | None,
     rows: Tensor | None, p: float,
 ) -> Tensor:  # fmt: skip
-    beside = b if residual is None else residual
-    if p == 0 and beside is not None and (b is None or residual is None):
-        return x + beside  # torch adds two in fp32 and rounds once
+    if p == 0 and (b is None or residual is None):
+        beside = b if residual is None else residual
+        return x.clone() if beside is None else x + beside  # in fp32, rounded once
+    require_one_device(x, residual)
     if p > 0 and rows is None:
         rows = dropping.numbered(x)
-    return by_parts(
-        lambda x, residual, rows: dropping.reference(x, residual, b, seed, rows, p),
-        x, residual, rows,
-    )  # fmt: skip
+    wide = WIDE[x.dtype]
+    wide_b = None if b is None else b.to(wide)
+
+    def formula(x: Tensor, residual: Tensor | None, rows: Tensor | None) -> Tensor:
+        z = dropping.dropped(x.to(wide) if wide_b is None else x + wide_b, seed, rows, p)
+        return z if residual is None else z.add_(residual)
+
+    if p == 0 and x.dtype is wide:  # two passes, for which parts would not pay
+        return formula(x, residual, rows)
+    return by_parts(formula, x, residual, rows)
 
 
 def softmax(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    def formula(x: Tensor, mask: Tensor | None) -> Tensor:
-        z = scores(x, mask, scale)
-        z = z.clone() if z is x else z
-        # torch's of nothing but -inf is NaN. Such a row gets one element to see, and loses it
-        # again: to fill whole rows takes over half as long as the softmax (torch 2.13, x86).
-        blind = z.amax(-1, keepdim=True) == -math.inf
-        z[..., :1].masked_fill_(blind, 0)
-        y = z.softmax(-1)
-        y[..., :1].masked_fill_(blind, 0)
-        return y.to(x.dtype)
-
     if not x.numel():
         return x.new_empty(x.shape)
+    if mask is None and scale == 1.0:  # torch's own computes half precisions in fp32
+        return _mended(x.softmax(-1), x)
+
+    require_one_device(x, mask)
+    wide = WIDE[x.dtype]
+
+    def formula(x: Tensor, mask: Tensor | None) -> Tensor:
+        z = x.to(wide)
+        if scale != 1.0:
+            z = z * scale if z is x else z.mul_(scale)
+        if mask is not None:
+            z = z + mask if z is x else z.add_(mask)
+        return _mended(z.softmax(-1), z)
+
+    if x.dtype is wide:  # passes that are few already
+        return formula(x, mask)
     return by_parts(formula, x, None if mask is None else mask.expand(x.shape))
+
+
+def _mended(y: Tensor, z: Tensor) -> Tensor:
+    """``y``, torch's softmax of ``z``, with 0 where a row of z is nothing but -inf. Torch's is NaN
+    there, as it is of NaN: in every element of the row, so that a column tells whether any is."""
+    if y.device.type == HOST and not math.isnan(y.select(-1, 0).sum().item()):
+        return y
+    return y.masked_fill_(z.amax(-1, keepdim=True) == -math.inf, 0)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel.contracts import grouped_linear as grouped
-from accel.contracts.activation import activate
 from accel.contracts.checks import WIDE
 from accel.contracts.norm_linear import require_kind
-from accel.contracts.quantized_linear import dequantize
+from accel.contracts.quantized_linear import dequantize, whole
+from accel.torch_impls.elementwise import TORCH_S_OWN, require_one_device
 from accel.torch_impls.norm import layer_norm, rms_norm
 
 # Taken at import: some libraries replace torch.nn.functional.linear for the whole process.
@@ -24,23 +24,27 @@ def linear(
 ) -> Tensor:
     if act is None and (out_dtype is None or out_dtype is x.dtype):
         return _product(x, w, b)
-    return activate(_wide(x, w, b), act).to(out_dtype or x.dtype)
+    return TORCH_S_OWN[act](_wide(x, w, b)).to(out_dtype or x.dtype)
 
 
 def gated_linear(
     x: Tensor, w_gate: Tensor, w_up: Tensor, b_gate: Tensor | None, b_up: Tensor | None,
     act: str, out_dtype: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
-    gate = activate(_wide(x, w_gate, b_gate), act)
-    return (gate * _wide(x, w_up, b_up)).to(out_dtype or x.dtype)
+    rows = x.to(WIDE[x.dtype])
+    gate = TORCH_S_OWN[act](_wide(rows, w_gate, b_gate))
+    return gate.mul_(_wide(rows, w_up, b_up)).to(out_dtype or x.dtype)
 
 
 def lora_linear(
     x: Tensor, w: Tensor, lora_a: Tensor, lora_b: Tensor, b: Tensor | None, scale: float,
     out_dtype: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
-    share = _wide(_wide(x, lora_a, None), lora_b, None) * scale
-    return (_wide(x, w, b) + share).to(out_dtype or x.dtype)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).to(WIDE[x.dtype])
+    z = _wide(rows, w, b)
+    require_one_device(rows, lora_b)
+    z.addmm_(_wide(rows, lora_a, None), lora_b.to(z.dtype).t(), alpha=scale)
+    return z.to(out_dtype or x.dtype).view(*x.shape[:-1], w.shape[0])
 
 
 def norm_linear(
@@ -64,12 +68,19 @@ def grouped_linear(
     """Expert by expert; the ends are read on the host."""
     if not x.device == w.device == ends.device:
         raise RuntimeError(f"x is on {x.device}, w on {w.device}, ends on {ends.device}; move them")
-    y = x.new_zeros((x.shape[0], w.shape[1]), dtype=out_dtype or x.dtype)
+    dtype = out_dtype or x.dtype
     if x.is_meta:  # nothing to read, and nothing to compute
-        return y
-    for e, rows in enumerate(grouped.ranges(ends, x.shape[0])):
-        y[rows] = linear(x[rows], w[e], None if b is None else b[e], act, out_dtype)
-    return y
+        return x.new_empty((x.shape[0], w.shape[1]), dtype=dtype)
+    own = grouped.ranges(ends, x.shape[0])
+    found = [
+        linear(x[rows], w[e], None if b is None else b[e], act, out_dtype)
+        for e, rows in enumerate(own)
+        if rows.start < rows.stop
+    ]
+    rest = x.shape[0] - (own[-1].stop if own else 0)
+    if rest or not found:
+        found.append(x.new_zeros((rest, w.shape[1]), dtype=dtype))
+    return torch.cat(found)
 
 
 def quantized_linear(
@@ -77,8 +88,13 @@ def quantized_linear(
     out_dtype: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
     # Not in x's dtype: rounded weights would overdraw the budget of fp16, and of an fp32 result.
-    z = _wide(x, dequantize(w, scales, bits), b)
-    return activate(z, act).to(out_dtype or x.dtype)
+    require_one_device(x, scales, b)
+    if scales.shape[1] == 1:  # a row's, and so a factor of what its product is
+        z = _wide(x, whole(w, bits), None).mul_(scales.squeeze(1))
+        z = z if b is None else z.add_(b)
+    else:
+        z = _wide(x, dequantize(w, scales, bits), b)
+    return TORCH_S_OWN[act](z).to(out_dtype or x.dtype)
 
 
 def tiled_linear(
@@ -93,7 +109,7 @@ def tiled_linear(
 def tiled_linear_into(
     x: Tensor, w: Tensor, b: Tensor | None, partial: Tensor | None, out: Tensor
 ) -> Tensor:
-    _require_one_device(x, w, b, partial, out)
+    require_one_device(x, w, b, partial, out)
     if not out.dtype is x.dtype is (x if partial is None else partial).dtype:
         z = _wide(x, w, b)
         return out.copy_(z if partial is None else z.add_(partial))
@@ -116,21 +132,16 @@ def _wide(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     torch has no product of half-precision tensors with an fp32 result on every device.
     """
     wide = WIDE[x.dtype]
+    if x.dtype is wide and w.dtype is wide:
+        return _product(x, w, b)
     return _product(x.to(wide), w.to(wide), None if b is None else b.to(wide))
 
 
 def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    _require_one_device(x, w, b)
+    require_one_device(x, w, b)
     if b is None or x.dim() == 2:
         return _linear(x, w, b)
     # Of other rows with a bias torch returns a view of their product, which sharding warns of.
     k, n = w.shape[1], w.shape[0]
     y = _linear(x.reshape(math.prod(x.shape[:-1]), k), w, b)
     return torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], n))  # type: ignore[no-any-return]
-
-
-def _require_one_device(x: Tensor, *others: Tensor | None) -> None:
-    # torch 2.13 multiplies a real x by a meta weight without a word, into garbage.
-    for other in others:
-        if other is not None and other.device != x.device:
-            raise RuntimeError(f"x is on {x.device}, another on {other.device}; move one of them")

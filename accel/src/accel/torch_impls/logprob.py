@@ -9,7 +9,7 @@ from torch import Tensor
 
 from accel.contracts.checks import WIDE
 from accel.contracts.logprob import of_logits
-from accel.contracts.vocabulary import Adjustment, blocks, placed, tiles
+from accel.contracts.vocabulary import Adjustment, blocks, one_tile, placed, tiles
 from accel.torch_impls.linear import linear
 
 
@@ -23,8 +23,11 @@ def logprob(
     adjust = Adjustment(scale, softcap, temperature)
     if w is None:
         return of_logits(adjust(x.to(wide)), ids)
+    if one_tile(ids.numel(), len(w)):
+        return of_logits(adjust(linear(x, w, b, None, wide)), ids)
     rows, at = x.reshape(ids.numel(), x.shape[-1]), ids.reshape(-1)
     _require_known(at, len(w))
+    b = None if b is None else b.to(wide)
     found = [_of_block(rows[block].to(wide), at[block], w, b, adjust) for block in blocks(len(at))]
     chosen, entropy = (torch.cat(parts).reshape(ids.shape) for parts in zip(*found))
     return chosen, entropy
@@ -38,7 +41,7 @@ def _of_block(
     column = x.new_zeros(len(x), 1)
     top, chosen, total, moment = column - math.inf, column, column, column
     for columns in tiles(len(x), len(w)):
-        bias = None if b is None else b[columns].to(x.dtype)
+        bias = None if b is None else b[columns]
         z = adjust(linear(x, w[columns].to(x.dtype), bias, None, None))
         at, inside = placed(ids, columns)
         chosen = z.gather(-1, at).where(inside, chosen)

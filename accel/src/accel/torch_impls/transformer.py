@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from accel.contracts.rotary import split
+from accel.contracts.rotary import join, split
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    r = cos.shape[-1]
-    a, b = (half.to(cos.dtype) for half in split(x, r, interleaved))
-    first, second = split(y, r, interleaved)
+    r, wide = cos.shape[-1], x.to(cos.dtype)
+    a, b = split(wide, r, interleaved)
     c, s = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    first.copy_(a * c - b * s)
-    second.copy_(b * c + a * s)
-    y[..., 2 * r :] = x[..., 2 * r :]
-    return y
+    first, second = (a * c).sub_(b * s), (b * c).add_(a * s)
+    return join(first, second, wide[..., 2 * r :], interleaved).to(x.dtype)
 
 
 def embedding(ids: Tensor, w: Tensor) -> Tensor:
