@@ -41,4 +41,5 @@ def kept(seed: Tensor, rows: Tensor, columns: int, p: float) -> Tensor:
     least = round(p * 2**32)
     if least > 2**32 - 1:
         return torch.zeros_like(bits, dtype=torch.bool)
-    return bits.bitwise_xor_(-(2**31)) >= least - 2**31
+    # Not in place: of a part of a view torch.compile would make a graph for each parity of columns.
+    return (bits ^ -(2**31)) >= least - 2**31

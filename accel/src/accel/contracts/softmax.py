@@ -30,7 +30,7 @@ def scores(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
 def _probabilities(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     z = scores(x, mask, scale)
     if not z.shape[-1]:
-        return z
+        return z.clone()
     # Softmax of nothing but -inf is NaN, in its gradient too: such a row gets one element to see,
     # and loses it again.
     blind = z.amax(-1, keepdim=True) == -math.inf
@@ -81,10 +81,11 @@ def fake(x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
 
 
 def backward(
-    grad: Tensor, needs: tuple[bool, ...], x: Tensor, mask: Tensor | None, scale: float
-) -> tuple[Tensor | None, ...]:
-    """With p = softmax(z): dz = p (dp - sum(p dp))."""
-    p = _probabilities(x, mask, scale)
+    grad: Tensor, needs: tuple[bool, ...], x: Tensor, mask: Tensor | None, scale: float, *,
+    results: tuple[Tensor],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """With p = softmax(z), the result: dz = p (dp - sum(p dp))."""
+    p = results[0].to(checks.WIDE[x.dtype])
     dp = grad.to(p.dtype)
     dz = torch._softmax_backward_data(dp, p, -1, p.dtype)
     dx = (dz * scale).to(x.dtype) if needs[0] else None
@@ -168,4 +169,6 @@ SOFTMAX = Contract(
     samples=samples,
     bad_inputs=bad_inputs,
     cost=cost,
+    keeps_results=True,
+    unread=("x", "mask"),
 )

@@ -14,6 +14,7 @@ from accel.contracts.norm_linear import require_kind
 from accel.contracts.quantized_linear import dequantize, whole
 from accel.torch_impls.elementwise import TORCH_S_OWN, require_one_device
 from accel.torch_impls.norm import layer_norm, rms_norm
+from accel.torch_impls.views import unviewed
 
 # Taken at import: some libraries replace torch.nn.functional.linear for the whole process.
 _linear = F.linear  # noqa: TID251 - this is where it is meant
@@ -44,7 +45,7 @@ def lora_linear(
     z = _wide(rows, w, b)
     require_one_device(rows, lora_b)
     z.addmm_(_wide(rows, lora_a, None), lora_b.to(z.dtype).t(), alpha=scale)
-    return z.to(out_dtype or x.dtype).view(*x.shape[:-1], w.shape[0])
+    return unviewed(z.to(out_dtype or x.dtype).view(*x.shape[:-1], w.shape[0]))
 
 
 def norm_linear(
@@ -144,4 +145,4 @@ def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     # Of other rows with a bias torch returns a view of their product, which sharding warns of.
     k, n = w.shape[1], w.shape[0]
     y = _linear(x.reshape(math.prod(x.shape[:-1]), k), w, b)
-    return torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], n))  # type: ignore[no-any-return]
+    return unviewed(y.view(*x.shape[:-1], n))
