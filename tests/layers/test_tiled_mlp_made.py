@@ -86,7 +86,7 @@ def test_a_child_that_would_do_more_than_its_weight_says_is_refused_when_it_runs
 
     layer = tiled(Plain())
     layer.up_proj.register_forward_hook(lambda *_: None)
-    with pytest.raises(OpArgumentError, match="up_proj has forward hooks, which would not run"):
+    with pytest.raises(OpArgumentError, match="up_proj has hooks, which would not run"):
         layer(made(3, 5))
     layer = tiled(Plain())
     layer.gate_proj = Adapted(5, 7, dtype=F64)
