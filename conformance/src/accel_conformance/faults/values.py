@@ -187,7 +187,7 @@ def logits_rounded(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("accuracy", "ops/*/logits_filtered", op="logprob")
+@fault("accuracy", "ops/*/logits_filtered", also="gradient", op="logprob")
 def nothing_times_infinity(kernel: Kernel) -> Kernel:
     """A filtered logit's probability of 0 times the logit."""
 
@@ -198,7 +198,7 @@ def nothing_times_infinity(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("accuracy", "ops/*/hidden", op="softmax")
+@fault("accuracy", "ops/*/hidden", also="gradient", op="softmax")
 def nothing_seen_is_nan(kernel: Kernel) -> Kernel:
     """As nothing over nothing is."""
 
