@@ -144,7 +144,7 @@ BROKEN = {
 first, *others = BROKEN
 
 
-# Each starts three processes, three seconds apiece.
+# Each starts two processes that import torch and make all cases.
 @pytest.mark.parametrize(
     "line", [first, *(pytest.param(line, marks=pytest.mark.slow) for line in others)]
 )
@@ -164,4 +164,3 @@ def test_broken_in_one_line_it_is_told_the_rule_the_op_the_sample_and_how_to_see
         assert f"[{RULES[rule]}]" in seen.stdout
     finally:
         kernels.write_text(KERNELS)
-    assert run(site, *shlex.split(command)).returncode == 0
