@@ -15,12 +15,12 @@ from accel import ops
 from accel.contracts import checks, transformer
 from accel.contracts.transformer_layer import require_mask
 from accel.errors import ConfigError, OpArgumentError
+from accel.host import HOST
 from accel.layers.base import OpLayer
 from accel.layers.transformer.config import TransformerLayerConfig
 from accel.layers.transformer.saving import OpPieces
 from accel.layers.transformer.weights import fill, require_parts, shapes, watched
 from accel.selection import get_accelerator
-from accel.testing import HOST
 
 NAME = "TransformerLayer"
 _INITIALIZER_RANGE = 0.02  # BERT's
