@@ -23,6 +23,7 @@ from accel.op_builder import Request
 from accel.ops import policy as _policy
 from accel.ops.binding import Binding, bind
 from accel.ops.policy import Policy
+from accel.ops.watching import torch_is_watched
 
 Tensors = tuple[Any, ...]
 Options = tuple[Any, ...]
@@ -159,11 +160,8 @@ def into(
 def watched_by_torch(tensors: Tensors) -> bool:
     """True if more than a kernel's result is wanted: what sends a call the careful way."""
     return (
-        torch.compiler.is_dynamo_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
+        torch_is_watched()
         or torch._C._is_any_autocast_enabled()
-        or forward_ad._current_level >= 0
         or any(type(t) not in _PLAIN_OR_NONE for t in tensors)
     )
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from accel.contracts import Contract
 from accel.op_builder import Kernel
+from accel.ops.watching import torch_is_watched
 from accel.torch_impls.views import unviewed
 
 
@@ -147,12 +147,7 @@ def _own_recorder(
 
 def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether a kernel may be called with these: nothing watches, nothing is batched."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or forward_ad._current_level >= 0
-    ):
+    if torch_is_watched():
         return False
     batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True makes them
     return all(t is None or (type(t) is Tensor and not batched(t)) for t in tensors)
