@@ -79,11 +79,15 @@ class Kernel:
                  arguments, which may be results; and ``backward(grad, needs, *args, kept=...)``,
                  which is called as the contract's is, with those tensors, and returns one gradient
                  or None per argument. None in its place: the contract's serves this call
+    ``backward`` a gradient of its own that is made of the arguments alone: called as the
+                 contract's is, ``(grad, needs, *args)``; or NotImplemented, and the contract's
+                 serves
     ``into``     writes the result to a place: called with the op's tensors and ``out``, which has
                  the result's shape and rows at equal distances, in the dtype that is asked for
 
-    The gradient serves eager ``backward()`` and ``torch.autograd.grad``. Where it is itself
-    recorded (``create_graph``), transformed or traced, the contract's serves, so both must agree.
+    A kernel has one of the two gradients at most. It serves eager ``backward()`` and
+    ``torch.autograd.grad``. Where it is itself recorded (``create_graph``), transformed or traced,
+    the contract's serves, so both must agree.
     ``backward`` holds no tensor itself: those it is given autograd has kept, and has freed them,
     let hooks move them and noticed if they were changed in place.
     Which arguments want a gradient ``forward`` sees by their ``requires_grad``; of the contract's
@@ -95,6 +99,7 @@ class Kernel:
         None
     )
     into: Callable[..., Any] | None = None
+    backward: Callable[..., tuple[torch.Tensor | None, ...]] | None = None
 
     def __call__(self, *args: Any) -> Any:
         return self.run(*args)

@@ -131,7 +131,8 @@ def _counted(kernel: Kernel, registry: Registry, key: tuple[str, str]) -> Kernel
 
         return counted
 
-    return Kernel(counting(kernel.run), counting(kernel.forward), counting(kernel.into))
+    run, forward, into = map(counting, (kernel.run, kernel.forward, kernel.into))
+    return Kernel(run, forward, into, kernel.backward)
 
 
 def _wrap(decision: Decision, impl: Impl, kernel: Kernel, options: tuple[Any, ...]) -> Binding:

@@ -44,10 +44,16 @@ def _read(
 
 
 def differentiate(
-    contract: Contract, ctx: Any, grads: tuple[Tensor | None, ...], options: tuple[Any, ...]
-) -> tuple[Tensor | None, ...]:
-    """One gradient or None per argument, by the contract's formula."""
+    contract: Contract, ctx: Any, grads: tuple[Tensor | None, ...], options: tuple[Any, ...],
+    own: Callable[..., Any] | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """One gradient or None per argument: by a kernel's ``own`` where kernels may be called and it
+    has one for these arguments, else by the contract's formula."""
     backward, args = _formula(contract, ctx, options)
+    if own is not None and _own_may_serve(grads):
+        found = _gradients(contract, own, ctx, grads, args)
+        if found is not NotImplemented:
+            return found
     return _gradients(contract, backward, ctx, grads, args)
 
 
@@ -70,10 +76,14 @@ def _gradients(
     # The dispatcher leaves out trailing arguments that equal their defaults.
     needs = (*ctx.needs_input_grad, *(False,) * contract.tensor_count)
     if not torch._C._is_any_autocast_enabled():
-        return tuple(backward(grad, needs, *args))
+        return _tuple_of(backward(grad, needs, *args))
     # Backward inside an autocast block: the dtypes were settled in the forward.
     with no_autocast(contract.key(args).device.type):
-        return tuple(backward(grad, needs, *args))
+        return _tuple_of(backward(grad, needs, *args))
+
+
+def _tuple_of(gradients: Any) -> tuple[Tensor | None, ...]:
+    return NotImplemented if gradients is NotImplemented else tuple(gradients)
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -90,7 +100,7 @@ def recorder(contract: Contract, loaded: Kernel, options: tuple[Any, ...]) -> Ca
     """
     if loaded.forward is not None:
         return _own_recorder(contract, loaded.forward, options)
-    kernel, count = loaded.run, contract.tensor_count
+    kernel, own, count = loaded.run, loaded.backward, contract.tensor_count
 
     def forward(ctx: Any, *tensors: Any) -> Any:
         # All that save_for_backward does, less 0.15 of 6 µs for its call.
@@ -110,7 +120,7 @@ def recorder(contract: Contract, loaded: Kernel, options: tuple[Any, ...]) -> Ca
         return found
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return differentiate(contract, ctx, grads, options)[:count]
+        return differentiate(contract, ctx, grads, options, own)[:count]
 
     chosen = (
         forward_several if contract.result_count > 1
@@ -136,7 +146,7 @@ def _own_recorder(
         return found
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.own is None or torch.is_grad_enabled() or not _plain(grads):
+        if ctx.own is None or not _own_may_serve(grads):
             return differentiate(contract, ctx, grads, options)[:count]
         saved = ctx.saved_tensors
         own = partial(ctx.own, kept=saved[ctx.first_kept :])
@@ -145,12 +155,13 @@ def _own_recorder(
     return _applied(_function(contract.name, forward=forward, backward=backward))
 
 
-def _plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether a kernel may be called with these: nothing watches, nothing is batched."""
-    if torch_is_watched():
+def _own_may_serve(grads: tuple[Tensor | None, ...]) -> bool:
+    """Whether a kernel's own gradient may be called with these: it is not recorded itself, nothing
+    watches, nothing is batched."""
+    if torch.is_grad_enabled() or torch_is_watched():
         return False
     batched = torch._C._functorch.is_legacy_batchedtensor  # is_grads_batched=True makes them
-    return all(t is None or (type(t) is Tensor and not batched(t)) for t in tensors)
+    return all(t is None or (type(t) is Tensor and not batched(t)) for t in grads)
 
 
 def _applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
