@@ -14,7 +14,7 @@ from accel_conformance.measure import exact, shares
 pytestmark = pytest.mark.usefixtures("_native")
 
 NATIVE = "linear=accel_cpu.native;gated_linear=accel_cpu.native"
-ROWS = (1, 2, 3, 5, 8, 16, 17, 33, 64)
+ROWS = (1, 2, 3, 5, 8, 16, 17, 33, 64)  # the last is packed
 FP32 = CONTRACTS["linear"].tolerance[torch.float32]
 
 
@@ -61,6 +61,39 @@ def test_nor_does_a_block_of_rows_on_the_next(dtype):
     """More rows than one block takes, 96, and than fill its last tile."""
     x, w = cancelling(203, 300, dtype), by_columns(500, 300, dtype)
     assert same_bits(ops.linear(x, w), torch.cat([ops.linear(row, w) for row in x.split(1)]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(48, 1, 1), (61, 0, 5), (771, 257, 37), (50, 513, 1061), (1550, 70, 65)]
+)
+@pytest.mark.usefixtures("_threads")
+def test_many_rows_take_the_same_sums_whichever_way_x_lies(m, k, n, dtype):
+    """Rows, columns and k over the ends of tiles, of parts and of what is packed at once."""
+    x, w, b = cancelling(m, k, dtype), by_columns(n, k, dtype, extra=3), randn(n, dtype=dtype)
+    want = torch.cat([ops.linear(rows, w, b) for rows in x.split(31)])  # too few to be packed
+    assert same_bits(ops.linear(x, w, b), want)
+    assert same_bits(ops.linear(x.t().contiguous().t(), w, b), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("wide", [False, True])
+def test_many_rows_are_added_to_a_partial_sum_and_written_in_place(dtype, wide):
+    x, w, b = randn(100, 300, dtype=dtype), by_columns(70, 300, dtype), randn(70, dtype=dtype)
+    partial = randn(100, 140, dtype=torch.float32 if wide else dtype)[:, 35:105]
+    want = torch.cat([ops.tiled_linear(a, w, b, c) for a, c in zip(x.split(31), partial.split(31))])
+    assert same_bits(ops.tiled_linear(x, w, b, partial), want)
+    if not wide:
+        ops.tiled_linear(x, w, b, partial, out=partial)
+        assert same_bits(partial, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_rows_with_an_adapter(dtype):
+    x, w = randn(100, 70, dtype=dtype), by_columns(130, 70, dtype)
+    down, up, b = randn(9, 70, dtype=dtype), randn(130, 9, dtype=dtype), randn(130, dtype=dtype)
+    want = torch.cat([ops.lora_linear(rows, w, down, up, b, scale=0.5) for rows in x.split(31)])
+    assert same_bits(ops.lora_linear(x, w, down, up, b, scale=0.5), want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -111,6 +144,7 @@ def test_the_weight_is_not_copied():
     """And the check can see a copy: of a weight strided both ways, and by gated_linear."""
     x, w = randn(2, 64), by_columns(128, 64)
     assert copies(lambda: ops.linear(x, w)) == 0
+    assert copies(lambda: ops.linear(randn(64, 60).t(), w)) == 0  # nor many rows of x
     assert copies(lambda: ops.linear(x, by_columns(128, 128)[:, ::2])) > 0
     assert copies(lambda: ops.gated_linear(x, w, w)) > 0
     strided = w[::2, ::2]

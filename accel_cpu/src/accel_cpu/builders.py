@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accel import Impl, Kernel, Knob, NativeLibrary, NativeOpBuilder, Refusal, Request, Source
 from accel.op_builder import Shapes
-from accel_cpu import onednn
+from accel_cpu import gradients, onednn
 
 _CSRC = Path(__file__).parent / "csrc"
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
@@ -82,7 +82,10 @@ class LinearBuilder(_Native):
         return onednn.reasons(request)
 
     def load(self, impl: Impl) -> Callable[..., Any]:
-        return super().load(impl) if self.native(impl) else onednn.linear
+        if not self.native(impl):
+            return onednn.linear
+        kernel = super().load(impl)
+        return Kernel(kernel, backward=gradients.linear) if impl.op == "linear" else kernel
 
     def knobs(self, impl: Impl) -> tuple[Knob, ...]:
         """How a product is cut into blocks: ``threads`` 1 keeps it on the calling thread, whose
@@ -117,7 +120,8 @@ class TilingBuilder(_Native):
         kernel = super().load(impl)
         if impl.op != "tiled_linear":
             return kernel
-        return Kernel(kernel, into=torch.ops.accel_cpu_kernels.tiled_linear_native_into.default)
+        into = torch.ops.accel_cpu_kernels.tiled_linear_native_into.default
+        return Kernel(kernel, into=into, backward=gradients.tiled_linear)
 
 
 class TransformerBuilder(_Native):

@@ -8,6 +8,7 @@
 
 #include "linear_block.h"
 #include "linear_columns.h"
+#include "linear_packed.h"
 
 namespace accel_cpu {
 namespace {
@@ -64,6 +65,11 @@ struct Bf16PairColumns {
 
 void linear_columns_bf16_pairs(const LinearArgs& args, const Block& block) {
   linear_columns<Bf16PairColumns>(args, block);
+}
+
+void linear_packed_bf16_pairs(const LinearArgs& args, const Block& block,
+                              const PackedScratch& scratch) {
+  linear_packed<Bf16PairColumns>(args, block, scratch);
 }
 
 void linear_block_bf16_pairs(const LinearArgs& args, const Block& block) {

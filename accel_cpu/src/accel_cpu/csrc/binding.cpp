@@ -34,8 +34,8 @@ void check_projection(const char* op, const Projection& p, const at::Tensor& x, 
   if (p.b) check_operand(op, p.b_name, *p.b, x, {n});
 }
 
-// Reads a weight, [n, k], as it lies where that is by rows or by columns, else copies it.
-Matrix weight_of(at::Tensor& w) {
+// Reads [n, k] as it lies where that is by rows or by columns, else copies it.
+Matrix as_it_lies(at::Tensor& w) {
   const bool by_columns = !row_stride(w) && (w.stride(0) == 1 || w.size(0) == 1);
   if (by_columns) return {w.const_data_ptr(), w.stride(1), true};
   return matrix_of(w);
@@ -52,8 +52,8 @@ LinearArgs product_of(const char* op, at::Tensor& x, Projection& p, bool as_rows
   args.m = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
   args.n = p.w.size(0);
   args.k = x.size(-1);
-  args.x = matrix_of(x);
-  args.w = as_rows ? matrix_of(p.w) : weight_of(p.w);
+  args.w = as_rows ? matrix_of(p.w) : as_it_lies(p.w);
+  args.x = packs(args) && x.dim() == 2 ? as_it_lies(x) : matrix_of(x);
   args.bias = vector_of(p.b);
   return args;
 }

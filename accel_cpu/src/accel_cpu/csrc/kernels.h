@@ -36,7 +36,7 @@ struct Matrix {
 };
 
 struct LinearArgs {
-  Matrix x;                       // [m, k]
+  Matrix x;                       // [m, k], beside a w by columns also by columns if packs()
   Matrix w;                       // [n, k], without w_up also by columns
   const void* bias = nullptr;     // [n]
   bool gated = false;             // out = act(x w^T + bias) * (x w_up^T + bias_up)
@@ -160,11 +160,25 @@ constexpr int64_t kColumnTile = 64;
 // Consecutive k it sums before it adds them to the others.
 constexpr int64_t kColumnChunk = 64;
 
+// Of many rows beside a w by columns a thread takes parts of so many rows and columns, through so
+// much of k at a time: of w the part's columns lie packed in L3, of x some of its rows in L2.
+constexpr int64_t kPartRows = 768, kPartColumns = 1024, kPackedDepth = 256, kPackedRows = 144;
+constexpr int64_t kMaxPackedTileRows = 12, kMaxPackedTileColumns = 32;  // of any instruction set
+
+// What a thread packs into, aligned to 64 bytes.
+struct PackedScratch {
+  void* w;              // [columns of the part, kPackedDepth] of 4 bytes
+  void* x;              // [kPackedRows, kPackedDepth] of 4 bytes
+  float* sums;          // [rows of the part and a tile more, sums_stride]
+  int64_t sums_stride;  // no power of two, or rows would meet in a few sets of the cache
+};
+
 // What one instruction set implements, indexed by DType. These run on the calling thread.
 struct Kernels {
   const char* isa;
   void (*linear[kDTypes])(const LinearArgs&, const Block&);
   void (*linear_columns[kDTypes])(const LinearArgs&, const Block&);  // w by columns
+  void (*linear_packed[kDTypes])(const LinearArgs&, const Block&, const PackedScratch&);  // as well
   void (*logprob[kDTypes])(const LogprobArgs&, int64_t m0, int64_t m1);
   void (*rms_norm[kDTypes])(const RmsNormArgs&, int64_t m0, int64_t m1);
   void (*layer_norm[kDTypes])(const LayerNormArgs&, int64_t m0, int64_t m1);
@@ -176,10 +190,11 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
-// Take the places of linear and linear_columns for bf16 in kAvx512Kernels where the CPU has
+// Take the places of the linear kernels for bf16 in kAvx512Kernels where the CPU has
 // AVX512_BF16.
 void linear_block_bf16_pairs(const LinearArgs&, const Block&);
 void linear_columns_bf16_pairs(const LinearArgs&, const Block&);
+void linear_packed_bf16_pairs(const LinearArgs&, const Block&, const PackedScratch&);
 #endif
 
 // The kernels in use: the best this CPU has, or the ones ACCEL_CPU_ISA names. Decided once, on the
@@ -194,6 +209,9 @@ struct LinearTuning {
 
 // From now on products of [m, k] and [n, k] of this dtype are cut so.
 void tune_linear(int64_t m, int64_t n, int64_t k, DType dtype, LinearTuning tuning);
+
+// True where linear would copy x and w together, whichever way they lie.
+bool packs(const LinearArgs& args);
 
 // Run an op on the `threads` threads of OpenMP's next parallel region, or on this thread alone
 // where the work is small.

@@ -119,36 +119,38 @@ void add_chunk(int rows, const LinearArgs& args, int64_t m, const Block& block, 
   }
 }
 
+// From the sums of a block to its results.
+template <class T>
+void finish_block(const LinearArgs& args, const Block& block, float* sums, int64_t stride) {
+  Sums other;
+  for (int64_t m = block.m0; m < block.m1; m += kMaxTileRows) {
+    const int rows = static_cast<int>(block.m1 - m < kMaxTileRows ? block.m1 - m : kMaxTileRows);
+    for (int64_t n = block.n0; n < block.n1; n += kMaxBlockColumns) {
+      const int64_t end = block.n1 - n < kMaxBlockColumns ? block.n1 : n + kMaxBlockColumns;
+      if (args.rank) dot_adapter<T>(rows, args, m, {m, m + rows, n, end}, other);
+      for (int r = 0; r < rows; ++r) {
+        float* row = sums + (m - block.m0 + r) * stride + (n - block.n0);
+        finish_row<T>(args, m + r, n, end - n, row, other[r]);
+      }
+    }
+  }
+}
+
 template <class Dot>
 void linear_columns(const LinearArgs& args, const Block& block) {
   using T = typename Dot::Element;
   const int64_t columns = block.n1 - block.n0;
   float sums[kMaxBlockSums];
   for (int64_t i = 0; i < (block.m1 - block.m0) * columns; ++i) sums[i] = 0;
-  const auto for_each_tile = [&](auto f) {
+  for (int64_t k = 0; k < args.k; k += kColumnChunk) {
+    const int64_t size = args.k - k < kColumnChunk ? args.k - k : kColumnChunk;
     for (int64_t m = block.m0; m < block.m1; m += kMaxTileRows) {
       const int64_t left = block.m1 - m;
       const int rows = static_cast<int>(left < kMaxTileRows ? left : kMaxTileRows);
-      f(rows, m, sums + (m - block.m0) * columns);
+      add_chunk<Dot>(rows, args, m, block, k, size, sums + (m - block.m0) * columns);
     }
-  };
-
-  for (int64_t k = 0; k < args.k; k += kColumnChunk) {
-    const int64_t size = args.k - k < kColumnChunk ? args.k - k : kColumnChunk;
-    for_each_tile([&](int rows, int64_t m, float* tile) {
-      add_chunk<Dot>(rows, args, m, block, k, size, tile);
-    });
   }
-  for_each_tile([&](int rows, int64_t m, float* tile) {
-    Sums other;
-    for (int64_t n = block.n0; n < block.n1; n += kMaxBlockColumns) {
-      const int64_t end = block.n1 - n < kMaxBlockColumns ? block.n1 : n + kMaxBlockColumns;
-      if (args.rank) dot_adapter<T>(rows, args, m, {m, m + rows, n, end}, other);
-      for (int r = 0; r < rows; ++r) {
-        finish_row<T>(args, m + r, n, end - n, tile + r * columns + (n - block.n0), other[r]);
-      }
-    }
-  });
+  finish_block<T>(args, block, sums, columns);
 }
 
 }  // namespace

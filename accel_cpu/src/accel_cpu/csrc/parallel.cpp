@@ -81,6 +81,10 @@ Cut cut_columns_of_w(const LinearArgs& args, int64_t weight_bytes, int threads) 
   return {std::min(rows_of_blocks(args, columns, threads), kMaxBlockRows), columns};
 }
 
+// Rows of x from which copying a w by columns together gains more than it costs.
+constexpr int64_t kPackedFrom = 48;
+constexpr int64_t kMinPartColumns = 128;
+
 // Deals m rows of k elements each to the threads, as f(m0, m1).
 template <class F>
 void for_rows(int64_t m, int64_t k, int threads, F f) {
@@ -92,19 +96,55 @@ void for_rows(int64_t m, int64_t k, int threads, F f) {
 }
 
 // The calling thread's own, kept for its next block and its next call.
-AttentionScratch attention_scratch(int64_t d, int64_t e) {
+float* scratch(int64_t size) {
   constexpr int64_t kAlign = 64;  // bytes, a vector of AVX-512
   thread_local std::vector<float> memory;
-  const size_t wanted = (kAttentionRows + kAttentionKeys) * (d + e) + kAlign / sizeof(float);
+  const size_t wanted = size + kAlign / sizeof(float);
   if (memory.size() < wanted) memory.resize(wanted);
-  const uintptr_t address = reinterpret_cast<uintptr_t>(memory.data());
-  float* q = reinterpret_cast<float*>(round_up(address, kAlign));
+  return reinterpret_cast<float*>(round_up(reinterpret_cast<uintptr_t>(memory.data()), kAlign));
+}
+
+AttentionScratch attention_scratch(int64_t d, int64_t e) {
+  float* q = scratch((kAttentionRows + kAttentionKeys) * (d + e));
   float* out = q + kAttentionRows * d;
   float* k = out + kAttentionRows * e;
   return {q, out, k, k + kAttentionKeys * d};
 }
 
+PackedScratch packed_scratch(const Cut& part) {
+  const int64_t stride = part.columns + kMaxPackedTileColumns;
+  const int64_t of_w = part.columns * kPackedDepth, of_x = kPackedRows * kPackedDepth;
+  float* w = scratch(of_w + of_x + (part.rows + kMaxPackedTileRows) * stride);
+  return {w, w + of_w, w + of_w + of_x, stride};
+}
+
+// Two parts a thread even out cores of uneven speed somewhat; each packs its rows of x anew.
+Cut cut_packed(const LinearArgs& args, int threads) {
+  const int64_t row_parts = ceil_div(args.m, kPartRows);
+  const int64_t wanted = threads > 1 ? ceil_div(2 * threads, row_parts) : 1;
+  const int64_t columns = round_up(ceil_div(args.n, wanted), kMaxPackedTileColumns);
+  const int64_t rows = round_up(ceil_div(args.m, row_parts), kMaxPackedTileRows);
+  return {rows, std::clamp(columns, kMinPartColumns, kPartColumns)};
+}
+
+// Calls f on the blocks of [m, n], dealt to the threads.
+template <class F>
+void for_blocks(const LinearArgs& args, const Cut& cut, int threads, F f) {
+  const int64_t row_blocks = ceil_div(args.m, cut.rows);
+  const int64_t column_blocks = ceil_div(args.n, cut.columns);
+  // Not num_threads(): libgomp rebuilds its pool whenever that changes, and PyTorch shares it.
+#pragma omp parallel for collapse(2) schedule(dynamic) if (threads > 1)
+  for (int64_t i = 0; i < row_blocks; ++i) {
+    for (int64_t j = 0; j < column_blocks; ++j) {
+      f(Block{i * cut.rows, std::min(args.m, (i + 1) * cut.rows), j * cut.columns,
+              std::min(args.n, (j + 1) * cut.columns)});
+    }
+  }
+}
+
 }  // namespace
+
+bool packs(const LinearArgs& args) { return args.w.by_columns && args.m >= kPackedFrom; }
 
 void tune_linear(int64_t m, int64_t n, int64_t k, DType dtype, LinearTuning tuning) {
   const uint64_t hash = hash_of(m, n, k, dtype);
@@ -123,20 +163,15 @@ void linear(const LinearArgs& args, int threads) {
   const bool small = args.m * args.n * std::max<int64_t>(depth, 1) < kLinearGrain;
   if (small || tuning.alone) threads = 1;
 
-  const Cut cut = by_columns ? cut_columns_of_w(args, weight_bytes, threads)
-                             : cut_rows_of_w(args, weight_bytes, threads);
-  const int64_t rows = cut.rows, columns = cut.columns;
-  const int64_t column_blocks = ceil_div(args.n, columns);
-  const int64_t row_blocks = ceil_div(args.m, rows);
-
-  // Not num_threads(): libgomp rebuilds its pool whenever that changes, and PyTorch shares it.
-#pragma omp parallel for collapse(2) schedule(dynamic) if (threads > 1)
-  for (int64_t i = 0; i < row_blocks; ++i) {
-    for (int64_t j = 0; j < column_blocks; ++j) {
-      block(args, {i * rows, std::min(args.m, (i + 1) * rows), j * columns,
-                   std::min(args.n, (j + 1) * columns)});
-    }
+  if (packs(args)) {
+    const auto part = kernels().linear_packed[static_cast<int>(args.dtype)];
+    const Cut cut = cut_packed(args, threads);
+    for_blocks(args, cut, threads, [&](const Block& b) { part(args, b, packed_scratch(cut)); });
+    return;
   }
+  for_blocks(args, by_columns ? cut_columns_of_w(args, weight_bytes, threads)
+                              : cut_rows_of_w(args, weight_bytes, threads),
+             threads, [&](const Block& b) { block(args, b); });
 }
 
 void rms_norm(const RmsNormArgs& args, int threads) {
