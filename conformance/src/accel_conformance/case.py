@@ -51,11 +51,13 @@ class Broken:
 class Evidence:
     """What a check saw; checks write into it.
 
+    ``input``       the arguments, in words
     ``ran``         id of the implementation that really ran
     ``rms_share``, ``peak_share``   the largest share of the error budgets used; 1 is all of it
     ``rules``       the rules that were looked at, by name, kept or broken
     """
 
+    input: str | None = None
     ran: str | None = None
     rms_share: float | None = None
     peak_share: float | None = None

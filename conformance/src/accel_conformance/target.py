@@ -58,6 +58,11 @@ class Target:
         function = getattr(accel.ops, self.op)
         return each(function(*tensors, **dict(zip(names, options))))
 
+    def told(self, args: Args) -> str:
+        """The arguments that are given, in words: ``x float32[3, 17], act 'relu'``."""
+        given = [pair for pair in zip(self.contract.parameters, args) if pair[1] is not None]
+        return ", ".join(f"{name} {_told(arg, self.device)}" for name, arg in given)
+
     def takes_out(self) -> bool:
         """Whether the public function writes its result to a place it is given."""
         return "out" in inspect.signature(getattr(accel.ops, self.op)).parameters
@@ -125,6 +130,15 @@ def each(result: Any) -> tuple[Any, ...]:
 def same_bits(ones: Results, others: Results) -> bool:
     """Equal dtypes, shapes and bits, result by result; NaN equals NaN."""
     return len(ones) == len(others) and all(map(_same, ones, others))
+
+
+def _told(arg: Any, device: torch.device) -> str:
+    if not isinstance(arg, Tensor):
+        return f"{arg!r:.80}"
+    strides = "" if arg.is_contiguous() else f" with strides {list(arg.stride())}"
+    offset = f" at offset {arg.storage_offset()}" if arg.storage_offset() else ""
+    elsewhere = f" on {arg.device}" if arg.device != device else ""
+    return f"{name_of(arg.dtype)}{list(arg.shape)}{strides}{offset}{elsewhere}"
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

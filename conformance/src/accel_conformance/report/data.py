@@ -10,18 +10,22 @@
                   {"profile" (or null for all), "level"}
     started       when, ISO 8601 in UTC         seconds   of running cases
     totals        outcome -> number of cases
-    expectations  {"file" (or null), "problems": lines on entries that no longer hold}
+    expectations  {"file" (or null), "problems": lines on entries that no longer hold,
+                  "entries": those that hold, each {"id", "outcome", "reason", "expires" (ISO 8601),
+                  "cases": how many of those that were run it is for}}
     rules         rule -> {"number", "strength" ("required" or "optional"), "says": what it
                   promises, "cases": how many looked at it, "broken": in how many of them}
     cases         in the order they were run, each
         id, area, op, implementation, dtype       (the last three null where it has none)
         outcome       passed · failed · untested · refused · expected · unexpected · skipped
+        input         the arguments in words, or null where there are none
         ran           id of the implementation that really ran, or null
         rms_share, peak_share   largest part of the error budgets used (1 is all; 1e9 is a budget
                       of zero, or NaN or infinity out of place), or null where none was measured
         seconds       of this case
         rules         names of the rules it looked at, kept or broken
         broken        [{"rule", "says"}]: the rules that did not hold, and what was seen
+        reason        why it was expected, in the words of the expectations file; else empty
         message       why the outcome is not simply passed, in words
         refusals      [{"code", "want", "have", "remedy"}]
         reproduce     a command that runs this case alone
@@ -69,10 +73,7 @@ def content(session: Session) -> dict[str, Any]:
         "started": session.started.isoformat(timespec="seconds"),
         "seconds": round(session.seconds, 3),
         "totals": session.totals(),
-        "expectations": {
-            "file": session.expectations.file,
-            "problems": list(session.problems),
-        },
+        "expectations": _expectations(session),
         "rules": _rules(session),
         "cases": [_case(session, result) for result in session.results],
     }
@@ -99,6 +100,22 @@ def _rules(session: Session) -> dict[str, Any]:
             "broken": sum(name in {b.rule for b in evidence.broken} for evidence in seen),
         }
         for name, rule in RULES.items()
+    }
+
+
+def _expectations(session: Session) -> dict[str, Any]:
+    run = [result.case for result in session.results]
+    return {
+        "file": session.expectations.file,
+        "problems": list(session.problems),
+        "entries": [
+            {
+                **asdict(entry),
+                "expires": entry.expires.isoformat(),
+                "cases": sum(map(entry.matches, run)),
+            }
+            for entry in session.expectations.entries
+        ],
     }
 
 
@@ -149,12 +166,14 @@ def _case(session: Session, result: Result) -> dict[str, Any]:
         "implementation": case.implementation,
         "dtype": case.dtype,
         "outcome": result.outcome.value,
+        "input": seen.input,
         "ran": seen.ran,
         "rms_share": _rounded(seen.rms_share),
         "peak_share": _rounded(seen.peak_share),
         "seconds": round(result.seconds, 5),
         "rules": sorted(seen.rules),
         "broken": [asdict(b) for b in seen.broken],
+        "reason": result.why,
         "message": result.message(),
         "refusals": [refusal.to_dict() for refusal in seen.refusals],
         "reproduce": reproduce(session, case.id),

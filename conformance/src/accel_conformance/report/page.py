@@ -1,107 +1,72 @@
-"""report.html: one page, nothing outside it, no script."""
+"""report.html: one page that needs nothing outside it, made of the files in html/.
+
+Python fills the template with data; the scripts make of it what is seen. All that plugins say stays
+data: it is read by JSON.parse and shown as text, and the page's own policy lets no script run but
+the one whose hash it names, and nothing be loaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+import hashlib
+import html
+import json
 from importlib.resources import files
+from string import Template
 from typing import Any
 
-import jinja2
+from accel_conformance.report.packed import packed
 
-from accel_conformance.matrix import matrix, percent, share
+Content = dict[str, Any]
 
-BAD = ("failed", "unexpected", "untested")
-
-# outcome -> (sign, what it means); in the order they are shown.
-OUTCOMES = {
-    "passed": ("✓", "kept every rule"),
-    "failed": ("✗", "broke a rule"),
-    "unexpected": ("!", "was written down to fail, and does not"),
-    "untested": ("?", "looked at nothing"),
-    "expected": ("~", "failed as written down"),
-    "refused": ("\u2013", "declined, with a reason"),
-    "skipped": ("·", "not run, as written down"),
-}
-
-UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+# In the order they are read; each uses what is before it.
+SCRIPTS = (
+    "dom.js", "data.js", "filters.js", "head.js", "matrix.js", "detail.js", "cases.js", "scale.js",
+    "budget.js", "rules.js", "faults.js", "main.js",
+)  # fmt: skip
 
 
-def page(found: dict[str, Any]) -> str:
-    """The page of a report's content."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+def page(report: Content | None, self_test: Content | None = None) -> str:
+    """The page of a report's content, and of a self-test's; either may be missing."""
+    style = _file("page.css")
+    script = "\n".join(map(_file, SCRIPTS))
+    return Template(_file("page.html")).substitute(
+        title=html.escape(_title(report, self_test)),
+        policy=(
+            f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        style=style,
+        script=script,
+        data=_embedded(_data(report, self_test)),
     )
-    environment.filters |= {
-        "percent": percent, "bytes": in_bytes, "words": in_words, "tail": _tail, "last": _last,
-    }  # fmt: skip
-    cases = found["cases"]
-    template = environment.from_string(
-        files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
-    text = template.render(
-        report=found,
-        outcomes=OUTCOMES,
-        bad_outcomes=BAD,
-        matrix=matrix(cases),
-        failures=_groups(case for case in cases if case["outcome"] in BAD),
-        declined=_groups(case for case in cases if case["outcome"] not in (*BAD, "passed")),
-        device_checks=[case for case in cases if case["area"] == "accelerator"],
-        builder_checks=_by_builder(cases),
-        tightest=_tightest(cases),
-    )
-    return text + "\n"
 
 
-def in_bytes(count: int | None) -> str:
-    """A number of bytes in the largest unit that leaves it at least 1."""
-    if count is None:
-        return "unknown"
-    value, unit = float(count), 0
-    while value >= 1024 and unit < len(UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.3g} {UNITS[unit]}"
+def _data(report: Content | None, self_test: Content | None) -> Content:
+    """What data.js reads."""
+    about = {key: value for key, value in (report or {}).items() if key != "cases"}
+    cases = report["cases"] if report else []
+    return {"report": about if report else None, "selfTest": self_test, **packed(cases)}
 
 
-def in_words(value: Any) -> str:
-    """A fact of a device: lists and tables on one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {in_words(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(in_words, value))
-    return str(value)
+def _title(report: Content | None, self_test: Content | None) -> str:
+    if report:
+        word = "conforms" if report["verdict"] == "passed" else "does not conform"
+        return f"{report['plugin']['backend']} {word}"
+    holds = self_test and self_test["verdict"] == "passed"
+    return f"the conformance suite {'holds' if holds else 'does not hold'}"
 
 
-def _groups(cases: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Cases by what they are about: op and implementation, or the area where they have none."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for case in cases:
-        about = f"{case['op']} · {case['implementation']}" if case["op"] else case["area"]
-        groups.setdefault(about, []).append(case)
-    return groups
+def _embedded(data: Content) -> str:
+    """JSON that no element of HTML can end or begin in."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
 
 
-def _tightest(cases: list[dict[str, Any]], count: int = 8) -> list[tuple[dict[str, Any], float]]:
-    """The passed cases that came nearest to their budgets."""
-    used = [(case, share(case)) for case in cases if case["outcome"] == "passed"]
-    measured = [(case, s) for case, s in used if s]
-    return sorted(measured, key=lambda pair: -pair[1])[:count]
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _by_builder(cases: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Checks of op builders by what they are of; those of all builders first, under no name."""
-    checks: dict[str, list[dict[str, Any]]] = {}
-    for case in cases:
-        if case["area"] == "builders":
-            about = f"{case['op']} · {case['implementation']}" if case["op"] else ""
-            checks.setdefault(about, []).append(case)
-    return checks
-
-
-def _tail(id: str) -> str:
-    """An id without its area, in words."""
-    return id.partition("/")[2].replace("_", " ").replace("/", ": ")
-
-
-def _last(id: str) -> str:
-    """The last part of an id."""
-    return id.rpartition("/")[2]
+def _file(name: str) -> str:
+    return files(__package__).joinpath("html").joinpath(name).read_text(encoding="utf-8")

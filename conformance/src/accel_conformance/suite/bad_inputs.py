@@ -42,6 +42,7 @@ def check(target: Target, bad: BadInput, dtype: torch.dtype, seen: Evidence) -> 
 
 def _raises(seen: Evidence, target: Target, bad: BadInput, dtype: torch.dtype) -> None:
     args = bad.make(dtype, target.device)
+    seen.input = target.told(args)
     try:
         target.call(args)
     except (OpArgumentError, TypeError) as error:

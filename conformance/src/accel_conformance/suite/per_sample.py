@@ -48,7 +48,9 @@ def per_sample(
 
 def _run(check: Check, target: Target, sample: Sample, dtype: torch.dtype, seen: Evidence) -> None:
     with target.alone():
-        check(target, sample.name, sample.make(dtype, target.device), seen)
+        args = sample.make(dtype, target.device)
+        seen.input = target.told(args)
+        check(target, sample.name, args, seen)
 
 
 def has_elements(contract: Contract, args: Args) -> bool:
