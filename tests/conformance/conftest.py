@@ -4,6 +4,7 @@ import json
 
 import conformance_host
 import pytest
+import report_of_a_broken_plugin
 import torch
 
 import accel_conformance
@@ -30,3 +31,10 @@ def conform(tmp_path, capsys):
         return status, json.loads((folder / "report.json").read_text())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def broken_report(tmp_path_factory):
+    """A folder with the report of a plugin that is broken, and what its report.json says."""
+    folder = tmp_path_factory.mktemp("broken")
+    return folder, report_of_a_broken_plugin.write(folder)

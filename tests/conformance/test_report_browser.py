@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import report_of_a_broken_plugin as broken
 from report_of_a_broken_plugin import KERNEL
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright for Python")
@@ -21,33 +20,29 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the 
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """A folder with a report in it, and what its report.json says."""
-    folder = tmp_path_factory.mktemp("site")
-    return folder, broken.write(folder)
-
-
-@pytest.fixture(scope="module")
-def browser():
+def context():
+    """One for all tests: chromium can take long over closing one."""
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield chromium
+        yield chromium.new_context(
+            reduced_motion="reduce", permissions=["clipboard-read", "clipboard-write"]
+        )
         chromium.close()
 
 
 @pytest.fixture
-def visit(browser, site):
-    """``visit(viewport, **options)``: the page, open. At the end nothing was said in the console,
+def visit(context, broken_report):
+    """``visit(window, scheme)``: the page, open. At the end nothing was said in the console,
     raised, or asked of anywhere but the file."""
-    folder, _ = site
-    address = (folder / "report.html").as_uri()
-    contexts, troubles = [], []
+    address = (broken_report[0] / "report.html").as_uri()
+    pages, troubles = [], []
 
-    def go(viewport=DESKTOP, **options):
-        context = browser.new_context(viewport=viewport, reduced_motion="reduce", **options)
-        contexts.append(context)
+    def go(window=DESKTOP, scheme="light"):
         page = context.new_page()
-        page.set_default_timeout(3000)
+        pages.append(page)
+        page.set_default_timeout(5000)
+        page.set_viewport_size(window)
+        page.emulate_media(color_scheme=scheme)
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
@@ -56,8 +51,9 @@ def visit(browser, site):
         return page
 
     yield go
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.evaluate("localStorage.clear()")
+        page.close()
     assert troubles == []
 
 
@@ -68,11 +64,11 @@ def ids(page):
     ]
 
 
-def told(site, **values):
+def told(report, **values):
     """Ids of the report's cases that have these values."""
     return {
         case["id"]
-        for case in site[1]["cases"]
+        for case in report[1]["cases"]
         if all(case[key] == value for key, value in values.items())
     }
 
@@ -82,36 +78,36 @@ def shown_in_full(page):
     return ids(page)
 
 
-def test_it_opens_on_the_failures(visit, site):
+def test_it_opens_on_the_failures(visit, broken_report):
     page = visit()
     assert page.locator("h1").inner_text() == "mychip does not conform"
-    failed = told(site, outcome="failed")
+    failed = told(broken_report, outcome="failed")
     assert failed
     first = ids(page)[: len(failed)]
     assert set(first) == failed
     assert page.locator("#cases .case").count() == 25  # the others on demand
-    assert len(shown_in_full(page)) == len(site[1]["cases"])
+    assert len(shown_in_full(page)) == len(broken_report[1]["cases"])
 
 
-def test_a_cell_lists_its_cases(visit, site):
+def test_a_cell_lists_its_cases(visit, broken_report):
     page = visit()
     cell = page.get_by_role("button", name="linear, float32:")
     assert "failed" in cell.get_attribute("class")
     cell.click()
     assert cell.get_attribute("aria-pressed") == "true"
-    assert set(shown_in_full(page)) == told(site, op="linear", dtype="float32")
+    assert set(shown_in_full(page)) == told(broken_report, op="linear", dtype="float32")
     cell.click()
     assert page.locator(".chip").count() == 0
 
     page.get_by_role("button", name="linear: ").click()
     page.get_by_role("button", name=f"{KERNEL}, float32:").click()
-    own = told(site, op="linear", dtype="float32", implementation=KERNEL)
+    own = told(broken_report, op="linear", dtype="float32", implementation=KERNEL)
     assert set(shown_in_full(page)) == own
     page.get_by_role("button", name="remove implementation").click()
-    assert set(shown_in_full(page)) == told(site, op="linear", dtype="float32")
+    assert set(shown_in_full(page)) == told(broken_report, op="linear", dtype="float32")
 
 
-def test_the_matrix_is_walked_by_keys(visit, site):
+def test_the_matrix_is_walked_by_keys(visit, broken_report):
     page = visit()
     page.locator('.cell[tabindex="0"]').focus()
     page.keyboard.press("ArrowRight")
@@ -120,7 +116,7 @@ def test_the_matrix_is_walked_by_keys(visit, site):
     op, dtype = label.split(":")[0].split(", ")
     assert op != "linear"
     page.keyboard.press("Enter")
-    assert set(shown_in_full(page)) == told(site, op=op, dtype=dtype)
+    assert set(shown_in_full(page)) == told(broken_report, op=op, dtype=dtype)
     page.keyboard.press("Escape")
     page.keyboard.press("/")
     page.keyboard.type("inputs_kept odd")
@@ -128,14 +124,14 @@ def test_the_matrix_is_walked_by_keys(visit, site):
     assert all("odd" in id for id in ids(page))
 
 
-def test_a_failure_says_the_rule_the_input_and_how_to_see_it_again(visit, site):
-    page = visit(permissions=["clipboard-read", "clipboard-write"])
+def test_a_failure_says_the_rule_the_input_and_how_to_see_it_again(visit, broken_report):
+    page = visit()
     id = f"ops/linear/{KERNEL}/float32/odd"
-    (case,) = (case for case in site[1]["cases"] if case["id"] == id)
+    (case,) = (case for case in broken_report[1]["cases"] if case["id"] == id)
     page.get_by_role("searchbox").fill(id)
     assert ids(page) == [id]
     text = page.locator(".detail").inner_text()
-    rule = site[1]["rules"]["accuracy"]
+    rule = broken_report[1]["rules"]["accuracy"]
     for said in (
         f"{rule['number']} accuracy", rule["strength"], rule["says"], case["broken"][0]["says"],
         case["input"], case["ran"], case["reproduce"],
@@ -146,20 +142,20 @@ def test_a_failure_says_the_rule_the_input_and_how_to_see_it_again(visit, site):
     assert page.evaluate("navigator.clipboard.readText()") == case["reproduce"]
 
 
-def test_outcome_and_rule_are_chosen_too(visit, site):
+def test_outcome_and_rule_are_chosen_too(visit, broken_report):
     page = visit()
     page.locator('.total[data-outcome="expected"]').click()
-    assert set(shown_in_full(page)) == told(site, outcome="expected")
+    assert set(shown_in_full(page)) == told(broken_report, outcome="expected")
     page.get_by_label("Search cases").fill("no such case")
     assert page.locator(".found").inner_text() == "No case is like this."
     page.keyboard.press("Escape")
     page.locator("#rules").get_by_role("button", name="accuracy").first.click()
-    looked = {case["id"] for case in site[1]["cases"] if "accuracy" in case["rules"]}
+    looked = {case["id"] for case in broken_report[1]["cases"] if "accuracy" in case["rules"]}
     assert set(shown_in_full(page)) == looked
-    assert site[1]["rules"]["accuracy"]["says"] in page.locator(".active").inner_text()
+    assert broken_report[1]["rules"]["accuracy"]["says"] in page.locator(".active").inner_text()
 
 
-def test_a_point_of_the_plot_names_its_case(visit, site):
+def test_a_point_of_the_plot_names_its_case(visit, broken_report):
     page = visit()
     plot = page.locator(".plot svg")
     plot.scroll_into_view_if_needed()
@@ -167,7 +163,7 @@ def test_a_point_of_the_plot_names_its_case(visit, site):
     plot.focus()
     page.keyboard.press("ArrowDown")
     tip = page.locator(".tip")
-    assert tip.locator("span").inner_text() in told(site, op="linear")
+    assert tip.locator("span").inner_text() in told(broken_report, op="linear")
     ring = page.locator(".ring").bounding_box()
     plot.blur()
     assert tip.is_hidden()
@@ -196,7 +192,7 @@ def test_expectations_and_planted_faults_are_shown(visit):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_is_wide_enough(visit, scheme):
-    page = visit(PHONE, color_scheme=scheme)
+    page = visit(PHONE, scheme)
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     beyond = page.evaluate(
@@ -209,7 +205,7 @@ def test_a_phone_is_wide_enough(visit, scheme):
 
 
 def test_colours_are_the_system_s_or_chosen(visit):
-    page = visit(color_scheme="dark")
+    page = visit(scheme="dark")
     dark = ground(page)
     button = page.get_by_role("button", name="colours: as the system")
     button.click()  # dark
@@ -219,7 +215,7 @@ def test_colours_are_the_system_s_or_chosen(visit):
     assert luminance(light) > 0.8 > 0.2 > luminance(dark)
     page.reload()
     assert ground(page) == light
-    assert ground(visit(color_scheme="light")) == light
+    assert ground(visit()) == light
 
 
 def ground(page):

@@ -4,12 +4,13 @@ import base64
 import hashlib
 import json
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 import report_of_a_broken_plugin as broken
 
 from accel_conformance import report as reports
-from accel_conformance.report.page import page
+from accel_conformance.report.page import SCRIPTS, page
 
 
 class Page(HTMLParser):
@@ -42,19 +43,14 @@ class Page(HTMLParser):
         return json.loads(self.texts["script"][0])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("report")
-
-
-@pytest.fixture(scope="module")
-def found(folder):
-    return broken.write(folder)
+@pytest.fixture
+def found(broken_report):
+    return broken_report[1]
 
 
 @pytest.fixture
-def shown(found, folder):
-    return Page((folder / "report.html").read_text("utf-8"))
+def shown(broken_report):
+    return Page((broken_report[0] / "report.html").read_text("utf-8"))
 
 
 def unpacked(data):
@@ -141,3 +137,8 @@ def test_a_self_test_has_a_page_without_a_report(tmp_path):
     assert data["report"] is None
     assert data["rows"] == []
     assert data["selfTest"] == broken.SELF_TEST
+
+
+def test_no_script_is_forgotten():
+    folder = files(reports).joinpath("html")
+    assert {one.name for one in folder.iterdir() if one.name.endswith(".js")} == set(SCRIPTS)
