@@ -116,6 +116,7 @@ def test_the_matrix_is_walked_by_keys(visit, broken_report):
     op, dtype = label.split(":")[0].split(", ")
     assert op != "linear"
     page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "cases-title"
     assert set(shown_in_full(page)) == told(broken_report, op=op, dtype=dtype)
     page.keyboard.press("Escape")
     page.keyboard.press("/")

@@ -18,10 +18,21 @@ function budgets() {
     plot = drawn(measured.filter((one) => used(one, share) !== null), share, width);
     hide();
     figure.replaceChildren(plot.element, tip);
-    plot.element.addEventListener("pointermove", (event) => near(plot, event) ? show(near(plot, event)) : hide());
+    for (const pointed of ["pointermove", "pointerdown"]) plot.element.addEventListener(pointed, point);
     for (const left of ["pointerleave", "blur"]) plot.element.addEventListener(left, hide);
-    plot.element.addEventListener("click", (event) => near(plot, event) && filters.set({ id: near(plot, event).one.id }));
+    plot.element.addEventListener("click", list);
     plot.element.addEventListener("keydown", keyed);
+  }
+
+  function point(event) {
+    const found = near(plot, event);
+    if (found) show(found);
+    else hide();
+  }
+
+  function list(event) {
+    const found = plot.chosen ?? near(plot, event); // a finger has left before it clicks
+    if (found) filters.set({ id: found.one.id });
   }
 
   function show(point) {
@@ -45,7 +56,7 @@ function budgets() {
   function keyed(event) {
     const from = plot.chosen;
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
-    if (event.key === "Enter" && from) return filters.set({ id: from.one.id });
+    if (event.key === "Enter") return list(event);
     if (!step) return undefined;
     event.preventDefault();
     if (!from) return show(plot.lanes[0].points.at(-1));

@@ -37,8 +37,9 @@ function caseList() {
   return section("cases", "Cases", null, bar(), active(), said, list, more);
 }
 
-/** Scroll there, unless it can be seen and room for the first of the list beneath it. */
+/** Go there, for keys too; scroll unless it can be seen with the first of the list beneath it. */
 function bring(heading) {
+  heading.focus({ preventScroll: true });
   const { top } = heading.getBoundingClientRect();
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (top < 0 || top > innerHeight * 0.6) heading.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
