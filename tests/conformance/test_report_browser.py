@@ -40,7 +40,6 @@ def visit(context, broken_report):
     def go(window=DESKTOP, scheme="light"):
         page = context.new_page()
         pages.append(page)
-        page.set_default_timeout(5000)
         page.set_viewport_size(window)
         page.emulate_media(color_scheme=scheme)
         page.on("console", lambda message: troubles.append(message.text))

@@ -37,7 +37,7 @@ function command(text) {
   const button = h("button", { class: "copy", type: "button" }, "Copy");
   button.addEventListener("click", async () => {
     button.textContent = (await copied(text)) ? "Copied" : "Select it";
-    setTimeout(() => (button.textContent = "Copy"), 1600);
+    setTimeout(() => (button.textContent = "Copy"), 2500);
   });
   return h("div", { class: "command" }, h("code", { tabindex: "0" }, text), button);
 }
