@@ -187,13 +187,16 @@ def test_expectations_and_planted_faults_are_shown(visit):
     assert "stale_buffer" in faults.inner_text()  # open: it survived
     assert "dropped_tail" not in faults.inner_text()
     faults.get_by_text("numeric").click()
-    assert "dropped_tail" in faults.inner_text()
+    faults.get_by_text("dropped_tail", exact=True).wait_for()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_is_wide_enough(visit, scheme):
     page = visit(PHONE, scheme)
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.case')].every((one) => one.querySelector('.detail'))"
+    )
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     beyond = page.evaluate(
         """[...document.querySelectorAll("main *")]
