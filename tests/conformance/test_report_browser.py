@@ -1,7 +1,10 @@
 """report.html in a real browser: what a reader does with it, by pointer and by keys."""
 
 import json
+import os
 import shutil
+import subprocess
+import threading
 
 import pytest
 from report_of_a_broken_plugin import KERNEL
@@ -21,13 +24,18 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the 
 
 @pytest.fixture(scope="module")
 def context():
-    """One for all tests: chromium can take long over closing one."""
+    """One for all tests: chromium can take long over closing one. What takes 5 minutes hangs."""
+    end = ("pkill", "-KILL", "-P", str(os.getpid()))  # playwright's driver, and with it the browser
+    watch = threading.Timer(300, subprocess.run, [end])
+    watch.daemon = True
+    watch.start()
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         yield chromium.new_context(
             reduced_motion="reduce", permissions=["clipboard-read", "clipboard-write"]
         )
         chromium.close()
+    watch.cancel()
 
 
 @pytest.fixture
