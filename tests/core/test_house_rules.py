@@ -221,6 +221,37 @@ def test_a_long_module_is_found(tmp_path):
     assert dict(too_long(tmp_path)) == {"dist/src/package/long.py": LIMIT + 1}
 
 
+# -- no tolerance typed into a test ------------------------------------------------------------
+
+DERIVED = {"tests/agreement.py"}  # from the roundoff
+# Shares of budgets and rounded figures of a report, not results.
+OF_SHARES = {"tests/conformance/test_measure.py", "tests/conformance/test_report_page.py"}
+TOLERANCES = {"rtol", "atol", "abs_tol", "rel_tol", "rel"}
+
+
+def typed_tolerances(source):
+    """Lines in which a call is given a number other than 0 for how far two results may differ."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.keyword) and node.arg in TOLERANCES:
+            numbers = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
+            if any(isinstance(n, (int, float)) and n for n in numbers):
+                yield node.value.lineno
+
+
+def test_no_tolerance_is_typed_into_a_test():
+    """It is a contract's, or derived from the roundoff by agreement.py. (What compares times,
+    shares of budgets or counts says so by its own name.)"""
+    files = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("examples/**/test_*.py")]
+    found = {f.relative_to(ROOT).as_posix(): list(typed_tolerances(f.read_text())) for f in files}
+    assert {name for name, lines in found.items() if lines} <= DERIVED | OF_SHARES
+
+
+def test_a_typed_tolerance_is_found():
+    assert list(typed_tolerances("allclose(a, b, rtol=1e-5, atol=0)")) == [1]
+    assert list(typed_tolerances("x == approx(y, rel=2 * 10**-3)")) == [1]
+    assert not list(typed_tolerances("assert_close(a, b, rtol=0, atol=bound)"))
+
+
 # -- direction of imports ----------------------------------------------------------------------
 
 

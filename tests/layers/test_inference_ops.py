@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import pytest
 import torch
+from agreement import assert_agree, assert_slope
 from inference_more_cases import CASES
 
 import accel
@@ -76,12 +77,12 @@ def called(case, op, tensors):
 
 
 def assert_near(case, got, want, dtype):
-    """Float64 to 1e-12; else within what the contracts it goes through allow together. Zeros that
-    fill up do not count as result."""
+    """Float64 to its roundoff; else within what the contracts it goes through allow together.
+    Zeros that fill up do not count as result."""
     assert got.dtype is dtype
     assert tuple(got.shape) == want.shape
     if dtype is F64:
-        assert np.abs(got.detach().numpy() - want).max() <= 1e-12 * max(1, np.abs(want).max())
+        assert_agree(got.detach(), torch.from_numpy(want))
         return
     allowed = [CONTRACTS[op].tolerance[dtype] for op in case.through]
     together = Tolerance(sum(one.rms for one in allowed), sum(one.peak for one in allowed))
@@ -151,7 +152,7 @@ def test_gradients_are_the_slopes(case):
         sum((t * w).sum() for t, w in zip(run(step)[0], weights)) for step in (1e-6, -1e-6)
     )
     assert slope != 0
-    assert slope.item() == pytest.approx((ahead - behind).item() / 2e-6, rel=1e-6)
+    assert_slope(slope.item(), (ahead - behind).item(), step=1e-6)
 
 
 @pytest.mark.parametrize("case", FIRST, ids=str)

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from agreement import assert_drawn
 from transformer_twin import F64, FLAGS, config, drawn, made
 
 from accel import testing
@@ -41,7 +42,7 @@ def test_weights_are_drawn_alike_on_every_rank(adjust, layers, rank):
     stds = {"attn_qkvw": 0.5, "inter_w": 0.5, "attn_ow": smaller, "output_w": smaller}
     for name, parameter in layer.named_parameters():
         if name in stds:
-            assert parameter.std().item() == pytest.approx(stds[name], rel=0.05)
+            assert_drawn(parameter, stds[name])
         else:
             assert torch.equal(parameter, torch.full_like(parameter, name in ("attn_nw", "norm_w")))
 
@@ -50,7 +51,7 @@ def test_weights_are_drawn_again_by_deepspeed_s_name_with_a_range_of_its_own():
     layer = TransformerLayer(config(hidden_size=128, num_hidden_layers=8, initializer_range=0.5))
     for adjust, std in ((False, 0.5), (True, 0.5 / 4)):
         layer.init_transformer_weights(adjust)
-        assert layer.attn_ow.std().item() == pytest.approx(std, rel=0.05)
+        assert_drawn(layer.attn_ow, std)
 
 
 def test_layers_are_numbered_anew_where_a_script_says_so(monkeypatch):

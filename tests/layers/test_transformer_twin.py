@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from agreement import assert_agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformer_twin import ACTS, F64, FLAGS, Twin, config, drawn, drops, made
@@ -64,7 +65,7 @@ def called(layer, function, *args):
 
 
 def close(got, want):
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert_agree(got, want)
 
 
 @given(case=cases())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from agreement import assert_agree, assert_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import grad, vmap
@@ -36,13 +37,13 @@ def test_each_row_meets_its_own_expert(counts, rest):
     x, w, b = made(sum(counts) + rest, 4), made(experts, 3, 4), made(experts, 3)
     leaves = [t.requires_grad_() for t in (x, w, b)]
     got, want = ops.grouped_linear(x, w, ends, b, act="gelu"), by_loop(x, w, ends, b, "gelu")
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert_agree(got, want)
     upstream = made(*got.shape)
     found, wanted = (
         torch.autograd.grad(y, leaves, upstream, materialize_grads=True, allow_unused=True)
         for y in (got, want)
     ) if want.requires_grad else ((), ())  # fmt: skip
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert_agree(found, wanted)
 
 
 X, W, B, ENDS = made(7, 4), made(3, 2, 4), made(3, 2), torch.tensor([3, 3, 6])
@@ -51,8 +52,7 @@ X, W, B, ENDS = made(7, 4), made(3, 2, 4), made(3, 2), torch.tensor([3, 3, 6])
 def test_first_and_second_derivatives_are_right():
     leaves = [t.clone().requires_grad_() for t in (X, W, B)]
     function = lambda x, w, b: ops.grouped_linear(x, w, ENDS, b, act="silu")  # noqa: E731
-    assert torch.autograd.gradcheck(function, leaves, rtol=1e-6, atol=1e-7)
-    assert torch.autograd.gradgradcheck(function, leaves, rtol=1e-5, atol=1e-6)
+    assert_gradients(function, leaves)
 
 
 def squares(x, w, b):

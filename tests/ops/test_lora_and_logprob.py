@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from agreement import assert_agree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel import ops, torch_impls
@@ -74,7 +75,7 @@ def gradients(contract, args, which=(True, True)):
 @each_sample
 def test_gradients_are_those_of_the_reference(contract, sample):
     for found, wanted in zip(*gradients(contract, sample.make(F64, HERE)), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+        assert_agree(found, wanted)
 
 
 # -- lora_linear -------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def test_the_scale_is_the_adapters_alone():
     b = drawn(9, seed=4)
     y = LORA_LINEAR.reference(x, w, lora_a, lora_b, b, scale=-2.5)
     merged = w - 2.5 * lora_b @ lora_a
-    torch.testing.assert_close(y, x @ merged.t() + b, rtol=1e-12, atol=1e-12)
+    assert_agree(y, x @ merged.t() + b)
 
 
 # -- logprob -----------------------------------------------------------------------------------
@@ -137,15 +138,15 @@ def test_logprob_and_entropy_are_what_torch_calls_so(logprob):
     z, ids = drawn(6, 50), torch.arange(6)
     chosen, entropy = logprob(z, ids)
     known = torch.distributions.Categorical(logits=z)
-    torch.testing.assert_close(chosen, known.log_prob(ids), rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(entropy, known.entropy(), rtol=1e-13, atol=1e-13)
+    assert_agree(chosen, known.log_prob(ids))
+    assert_agree(entropy, known.entropy())
 
 
 def test_the_entropy_of_equal_logits_is_the_logarithm_of_their_number(logprob):
     for height in (0.0, 1e4, -1e4):
         chosen, entropy = logprob(torch.full((2, 64), height), torch.tensor([0, 63]))
-        assert chosen.tolist() == pytest.approx([-math.log(64)] * 2, rel=1e-6)
-        assert entropy.tolist() == pytest.approx([math.log(64)] * 2, rel=1e-6)
+        assert_agree(entropy, torch.full((2,), math.log(64)), operations=8)
+        assert_agree(chosen, -entropy, operations=8)
 
 
 def test_one_of_one_is_certain(logprob):
@@ -157,7 +158,7 @@ def test_scale_then_softcap_then_temperature(logprob):
     z, ids = drawn(6, 50), torch.arange(6)
     together = logprob(z, ids, scale=3.0, softcap=2.0, temperature=0.5)
     for one, other in zip(together, logprob(2.0 * torch.tanh(z * 3.0 / 2.0) / 0.5, ids)):
-        torch.testing.assert_close(one, other, rtol=1e-14, atol=1e-14)
+        assert_agree(one, other)
 
 
 def test_defaults_change_no_bit(logprob):
@@ -250,7 +251,7 @@ def test_tiles_give_what_all_logits_give_and_hold_less(options, small_tiles, mon
     monkeypatch.undo()
     whole, all_logits = tiled(options)
     for one, other in zip(parts, whole, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        assert_agree(one, other)
     assert all_logits == 40 * 20
     assert fewer == 40 * 3  # x itself
 
@@ -266,7 +267,7 @@ def test_the_gradient_of_a_weight_is_summed_in_fp32(monkeypatch):
     grads = torch.full((rows,), 2.0), None
     needs = (False, False, True, False)
     _, _, dw, *_ = LOGPROB.backward(grads, needs, *args, results=LOGPROB.reference(*args))
-    assert dw[0].item() == pytest.approx(1 + 300 / 512, rel=2**-8)
+    assert_agree(dw[0], torch.tensor([1 + 300 / 512], dtype=BF16), operations=1)
 
 
 @pytest.mark.parametrize("id", [-1, 20])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from agreement import assert_agree, assert_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +65,7 @@ def test_quantising_what_was_quantised_changes_nothing(bits):
     q, scales = quantize(made(5, 12), bits, 4)
     again, same = quantize(dequantize(q, scales, bits), bits, 4)
     assert torch.equal(again, q)
-    assert torch.allclose(same, scales, rtol=1e-6)
+    assert_agree(same, scales, operations=3)
 
 
 @pytest.mark.parametrize("tiny", [0.0, 1e-45, 1e-40])
@@ -109,7 +110,7 @@ def test_a_quantised_weight_is_used_as_the_one_it_stands_for(bits, group_size):
     q, scales = quantize(w, bits, group_size)
     want = ops.linear(x, dequantize(q, scales, bits), b, act="silu")
     got = ops.quantized_linear(x, q, scales, b, bits=bits, act="silu")
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert_agree(got, want)
 
 
 @pytest.mark.parametrize("impl", ["torch", "reference"])
@@ -130,8 +131,7 @@ def test_first_and_second_derivatives_are_right(bits, act):
     q, scales = quantize(made(3, 6, dtype=F64), bits, 3)
     leaves = [t.requires_grad_() for t in (made(2, 6, dtype=F64), scales, made(3, dtype=F64))]
     function = lambda x, s, b: ops.quantized_linear(x, q, s, b, bits=bits, act=act)  # noqa: E731
-    assert torch.autograd.gradcheck(function, leaves, rtol=1e-6, atol=1e-7)
-    assert torch.autograd.gradgradcheck(function, leaves, rtol=1e-5, atol=1e-6)
+    assert_gradients(function, leaves)
 
 
 def test_only_what_needs_a_gradient_gets_one():
