@@ -42,10 +42,10 @@ class Matrix:
 
 
 def matrix(cases: Iterable[dict[str, Any]]) -> Matrix:
-    """The matrix of a report's cases; those without a dtype are not in it."""
+    """The matrix of a report's cases; those without an op or a dtype are not in it."""
     found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for case in cases:
-        if case["dtype"]:
+        if case["op"] and case["dtype"]:
             row = found.setdefault((case["op"], case["implementation"]), {})
             row.setdefault(case["dtype"], []).append(case)
     dtypes = tuple(dict.fromkeys(dtype for row in found.values() for dtype in row))

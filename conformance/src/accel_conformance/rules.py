@@ -33,6 +33,7 @@ CHAPTERS = {
     "2": "Ops",
     "3": "Op builders",
     "4": "The accelerator",
+    "5": "The engine",
 }
 
 _RULES = (
@@ -124,6 +125,65 @@ _RULES = (
         required=False,
     ),
     Rule("4.12", "environment", "environment variables are written where asked and nowhere else"),
+    Rule(
+        "5.1",
+        "one_value",
+        "a token's value is the same bits from sampler, generate, logprobs, the training forward's "
+        "logits and the loss",
+    ),
+    Rule("5.2", "company", "a value does not depend on the batch around it, its row or its order"),
+    Rule(
+        "5.3",
+        "padding",
+        "a value does not depend on padding, its side, length or content",
+    ),
+    Rule(
+        "5.4",
+        "prefill",
+        "a value does not depend on what was read at once and what step by step, nor on the size "
+        "of the cache",
+    ),
+    Rule("5.5", "schedule", "a value does not depend on threads or on activation checkpointing"),
+    Rule(
+        "5.6",
+        "positions",
+        "positions count from a sequence's first real token, unless position_ids are given",
+    ),
+    Rule("5.7", "masked", "values of padding and behind an answer's end are 0 on both sides"),
+    Rule(
+        "5.8",
+        "compute_dtype",
+        "keys and values are kept in the weights' dtype, and autocast changes nothing",
+    ),
+    Rule(
+        "5.9",
+        "dropout",
+        "dropout is off in generate and logprobs in any mode, and acts in a training step, which "
+        "the plan says",
+    ),
+    Rule(
+        "5.10",
+        "adapter",
+        "with LoRA a token's value is one as well, and an adapter that is off has no part in it",
+    ),
+    Rule(
+        "5.11",
+        "exact",
+        "what is not shape-invariant is refused by name, and exact=False permits it and says what "
+        "serves",
+    ),
+    Rule(
+        "5.12",
+        "untouched",
+        "generating changes no weight, gradient, optimizer state, random state or mode, and sees "
+        "the weights that the last step made",
+    ),
+    Rule(
+        "5.13",
+        "gradients_repeat",
+        "gradients of one batch are the same bits again",
+        required=False,
+    ),
 )
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}

@@ -17,6 +17,7 @@ PROFILES = {
         "accelerator", "builders", "ops", "bad_inputs", "rows", "agreement", "special",
     ),
     "training": ("gradients",),
+    "engine": ("engine",),
 }  # fmt: skip
 LEVELS = ("smoke", "full")
 

@@ -8,6 +8,7 @@ bad_inputs.py    arguments that must be refused: bad_inputs/op/implementation/..
 rows.py          shape invariance where it is claimed: rows/...
 agreement.py     hidden rows and their logits have the same log-probabilities: agreement/...
 special.py       NaN and infinity: special/...
+engine/          the hybrid engine, for every architecture it reads: engine/policy/dtype/...
 regroup.py       which arguments have rows, and an op on some of them
 """
 
@@ -20,13 +21,14 @@ from accel_conformance.suite import (
     agreement,
     bad_inputs,
     builders,
+    engine,
     gradients,
     numerics,
     rows,
     special,
 )
 
-AREAS = (accelerator, builders, numerics, gradients, bad_inputs, rows, agreement, special)
+AREAS = (accelerator, builders, numerics, gradients, bad_inputs, rows, agreement, special, engine)
 
 
 def cases(subject: Subject) -> list[Case]:

@@ -25,7 +25,7 @@ from accel_conformance.target import Args, Results, Target, same_bits
 
 ROWS = 33
 HEIGHTS = (1, 2, 3, 17, ROWS)
-THREADS = (1, 2)
+THREADS = (1, 2, 3)
 LARGE = 4096.0  # four of it, the largest of normal values, still fit float16
 
 
@@ -48,12 +48,12 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     plain = regroup.new_rows(target.contract, args, ROWS, sample)
     for kind, made in {"plain": plain, "cancelling": _cancelling(plain)}.items():
         rows = regroup.count(target.contract, made)
-        with _threads(1):
+        with on_threads(1):
             parts = (regroup.alone(target.contract, made, i) for i in range(rows))
             alone = [regroup.by_row(target.call(part), 1) for part in parts]
         wanted = tuple(map(torch.cat, zip(*alone)))
         for threads in THREADS if target.device.type == HOST else THREADS[:1]:
-            with _threads(threads):
+            with on_threads(threads):
                 differ = _difference(target, made, wanted)
             seen.expect("rows", not differ, f"{differ} ({kind} values, {threads} thread(s))")
 
@@ -103,7 +103,7 @@ def _paired(other: Any, width: int, half: int) -> Any:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def on_threads(count: int) -> Iterator[None]:
     """torch's threads on the host, of no matter to any other device."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
