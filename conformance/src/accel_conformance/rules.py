@@ -90,6 +90,12 @@ _RULES = (
         required=False,
     ),
     Rule(
+        "2.14",
+        "padded",
+        "a row's bits do not depend on NaN in rows beside it, nor a sequence's on its padding or "
+        "on what it is packed with",
+    ),
+    Rule(
         "3.1",
         "family",
         "the builders of all families can be had by name, and an unknown name raises",

@@ -138,6 +138,17 @@ def otherwise(contract: Contract, args: Args) -> Args:
     return tuple(named.values())
 
 
+def doubled(contract: Contract, args: Args, *, first: bool) -> Args:
+    """Each row with one of NaN beside it, the NaN ``first`` or not; of ids the same twice."""
+    named = _named(contract, args)
+    for name in _given(contract, named):
+        own = named[name]
+        other = torch.full_like(own, math.nan) if own.is_floating_point() else own
+        pair = (other, own) if first else (own, other)
+        named[name] = torch.stack(pair, 1).flatten(0, 1)
+    return tuple(named.values())
+
+
 def by_row(results: Results, rows: int) -> Results:
     """Every result as [rows, elements of a row]."""
     return tuple(result.reshape(rows, -1) for result in results)
