@@ -96,6 +96,19 @@ _RULES = (
         "on what it is packed with",
     ),
     Rule(
+        "2.15",
+        "opcheck",
+        "the torch op's schema, fake and gradient are those of what it does, as torch checks them",
+    ),
+    Rule(
+        "2.16",
+        "compiled",
+        "torch.compile makes one graph that names the implementation, with the eager results and "
+        "gradients",
+    ),
+    Rule("2.17", "transforms", "vmap is a loop, and torch.func's gradients are autograd's"),
+    Rule("2.18", "autocast", "under autocast an op computes in the dtypes its contract states"),
+    Rule(
         "3.1",
         "family",
         "the builders of all families can be had by name, and an unknown name raises",

@@ -16,7 +16,7 @@ PROFILES = {
     "inference": (
         "accelerator", "builders", "ops", "bad_inputs", "rows", "agreement", "special",
     ),
-    "training": ("gradients",),
+    "training": ("gradients", "torch"),
     "engine": ("engine",),
 }  # fmt: skip
 LEVELS = ("smoke", "full")

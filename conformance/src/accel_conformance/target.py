@@ -19,6 +19,7 @@ from accel.op_builder import Impl, OpBuilder, Request
 from accel.ops import policy
 from accel.ops.door import bound
 from accel.ops.resolution import decide
+from accel.refusal import Refusal
 from accel_conformance.case import Evidence
 
 Args = tuple[Any, ...]
@@ -93,10 +94,15 @@ class Target:
         failures = registry.registry().load_failures
         if self.impl in failures:
             return not seen.expect("loads", False, str(failures[self.impl]))
-        decision = decide(self.request(args, grad=grad), policy.current(), failures)
-        refusals = next(v.refusals for v in decision.verdicts if v.impl == self.impl)
+        refusals = self.refusals(args, grad=grad)
         seen.refused(refusals)
         return bool(refusals)
+
+    def refusals(self, args: Args, *, grad: bool = False) -> Sequence[Refusal]:
+        """Why the implementation does not serve these arguments; empty if it does."""
+        failures = registry.registry().load_failures
+        decision = decide(self.request(args, grad=grad), policy.current(), failures)
+        return next(v.refusals for v in decision.verdicts if v.impl == self.impl)
 
     def _split(self, args: Args) -> tuple[Args, Args]:
         """(tensor arguments, options)"""

@@ -10,6 +10,7 @@ million.py       the same of a million results and long sums: rows/...
 padded.py        rows among others that hold NaN, sequences in padding: rows/...
 agreement.py     hidden rows and their logits have the same log-probabilities: agreement/...
 special.py       NaN and infinity: special/...
+watched.py       every op in what watches torch: opcheck, compilation, transforms: torch/...
 engine/          the hybrid engine, for every architecture it reads: engine/policy/dtype/...
 regroup.py       which arguments have rows, and an op on some of them
 """
@@ -30,11 +31,12 @@ from accel_conformance.suite import (
     padded,
     rows,
     special,
+    watched,
 )
 
 AREAS = (
     accelerator, builders, numerics, gradients, bad_inputs, rows, million, padded, agreement,
-    special, engine,
+    special, watched, engine,
 )  # fmt: skip
 
 

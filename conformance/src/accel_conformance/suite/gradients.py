@@ -16,7 +16,7 @@ from accel_conformance.measure import exact, shares
 from accel_conformance.oracles import ORACLES, Summed
 from accel_conformance.subject import Subject
 from accel_conformance.suite.per_sample import per_sample
-from accel_conformance.target import Args, Target, name_of, same_bits
+from accel_conformance.target import Args, Results, Target, name_of, same_bits
 
 # A gradient is up to four roundings deep where a result is one: the incoming gradient times the
 # slope, each of two products, and their sum.
@@ -33,8 +33,7 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     """Differentiate the public function and compare with the oracle's sums."""
     if target.declines(seen, args, grad=True):
         return
-    leaves = tuple(a.detach().requires_grad_() if _floats(a) else a for a in args)
-    named = {name: leaf for name, leaf in zip(target.contract.parameters, leaves) if _floats(leaf)}
+    leaves = with_leaves(args)
     results = target.call(leaves)
     seen.ran = target.bound(leaves, grad=True)
     seen.expect("served_by", seen.ran == target.impl.id, f"{seen.ran} served")
@@ -45,21 +44,39 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     seen.expect(
         "fresh", not views, "a recorded result is a view, which autograd lets nobody change"
     )
+    grads = incoming(target, sample, results)
+    found = torch.autograd.grad(results, list(filter(floats, leaves)), grads)
+    judge(seen, target, args, grads, found)
 
-    grads = tuple(_incoming(target, sample, i, result) for i, result in enumerate(results))
-    found = torch.autograd.grad(results, list(named.values()), grads)
-    incoming = tuple(map(exact, grads))
+
+def with_leaves(args: Args) -> Args:
+    """The arguments, of floating point ones leaves that want gradients."""
+    return tuple(a.detach().requires_grad_() if floats(a) else a for a in args)
+
+
+def incoming(target: Target, sample: str, results: Results) -> Results:
+    """The gradients that reach the results."""
+    return tuple(_incoming(target, sample, i, result) for i, result in enumerate(results))
+
+
+def judge(
+    seen: Evidence, target: Target, args: Args, grads: Results, found: Results,
+    rule: str = "gradient",
+) -> None:  # fmt: skip
+    """Compare gradients of the floating point arguments with the oracle's, under a rule."""
+    given = tuple(map(exact, grads))
     with np.errstate(all="ignore"):
         expected = ORACLES[target.op].gradient(
-            incoming if len(incoming) > 1 else incoming[0], *map(exact, args)
+            given if len(given) > 1 else given[0], *map(exact, args)
         )
     budget = _tolerance(target, target.contract.key(args).dtype)
+    named = [pair for pair in zip(target.contract.parameters, args) if floats(pair[1])]
     sums = [one for one in expected if one is not None]
-    for (name, leaf), one, wanted in zip(named.items(), found, sums, strict=True):
-        _compare(seen, name, leaf, one, wanted, budget)
+    for (name, leaf), one, wanted in zip(named, found, sums, strict=True):
+        _compare(seen, rule, name, leaf, one, wanted, budget)
 
 
-def _floats(arg: Any) -> bool:
+def floats(arg: Any) -> bool:
     return isinstance(arg, Tensor) and arg.is_floating_point()
 
 
@@ -70,14 +87,17 @@ def _incoming(target: Target, sample: str, i: int, result: Tensor) -> Tensor:
 
 
 def _compare(
-    seen: Evidence, name: str, leaf: Tensor, found: Tensor, wanted: Summed, budget: Tolerance
-) -> None:
+    seen: Evidence, rule: str, name: str, leaf: Tensor, found: Tensor, wanted: Summed,
+    budget: Tolerance,
+) -> None:  # fmt: skip
     kind = (found.dtype, found.shape) == (leaf.dtype, leaf.shape)
-    says = f"of {name} is {name_of(found.dtype)}{list(found.shape)}, not {list(leaf.shape)}"
-    if seen.expect("gradient", kind, says):
+    says = (
+        f"gradient of {name} is {name_of(found.dtype)}{list(found.shape)}, not {list(leaf.shape)}"
+    )
+    if seen.expect(rule, kind, says):
         used = shares(found, wanted.total, budget, wanted.unit(), ROUNDINGS)
         seen.used(used.rms, used.peak)
-        seen.expect("gradient", used.within, f"of {name}: {used}")
+        seen.expect(rule, used.within, f"gradient of {name}: {used}")
 
 
 def _tolerance(target: Target, dtype: torch.dtype) -> Tolerance:
