@@ -9,6 +9,7 @@ import torch
 
 import accel_conformance
 from accel import testing
+from accel_conformance.suite import million
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +21,21 @@ def _only_the_host():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _some_results(monkeypatch):
+    """The host computes row by row: a million results would take it a minute."""
+    monkeypatch.setattr(million, "RESULTS", 10_000)
+    monkeypatch.setattr(million, "SEQUENCES", ((40, 40), (1, 1), (17, 24)))
+
+
 @pytest.fixture
 def conform(tmp_path, capsys):
-    """``conform(**options)``: the exit status and the report of a quiet run on the host."""
+    """``conform(**options)``: the exit status and the report of a quiet run on the host, or another
+    backend."""
 
-    def run(**options):
+    def run(backend="host", **options):
         folder = tmp_path / "report"
-        status = accel_conformance.run("host", report=folder, quiet=True, **options)
+        status = accel_conformance.run(backend, report=folder, quiet=True, **options)
         capsys.readouterr()
         return status, json.loads((folder / "report.json").read_text())
 

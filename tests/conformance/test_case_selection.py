@@ -101,10 +101,16 @@ def test_another_backends_kernels_are_its_own_to_prove(capsys):
     assert any("/pack.k/" in id for id in ids)
 
 
+def areas(ids):
+    return {id.partition("/")[0] for id in ids}
+
+
 def test_a_profile_takes_the_areas_of_those_before_it(capsys):
-    inference, training = (listed(capsys, ops=["linear"], profile=p) for p in PROFILES)
-    assert set(inference) < set(training) == set(listed(capsys, ops=["linear"]))
-    assert {id.partition("/")[0] for id in set(training) - set(inference)} == {"gradients"}
+    cases = ["*/linear/*", "engine/*/one_value"]
+    inference, training, engine = (listed(capsys, cases=cases, profile=p) for p in PROFILES)
+    assert set(inference) < set(training) < set(engine) == set(listed(capsys, cases=cases))
+    assert areas(set(training) - set(inference)) == {"gradients", "torch"}
+    assert areas(set(engine) - set(training)) == {"engine"}
     assert "unknown profile 'infrence'; did you mean 'inference'?" in refused(
         capsys, profile="infrence"
     )

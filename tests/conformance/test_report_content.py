@@ -6,6 +6,7 @@ import pytest
 
 import accel_conformance
 from accel_conformance.faults import FAULTS, plant
+from accel_conformance.rules import RULES
 
 KEYS = {
     "schema", "verdict", "suite", "core", "plugin", "software", "device", "selection", "started",
@@ -28,8 +29,9 @@ def failing(conform):
 
 
 def test_a_report_of_every_area(conform):
-    ops = ("linear", "rms_norm", "embedding")
-    status, report = conform(cases=["accelerator/*", "builders/*", *(f"*/{op}/*" for op in ops)])
+    ops = ("[!t]*/linear", "[!t]*/rms_norm", "*/embedding")  # one is compiled, which takes long
+    cases = ["accelerator/*", "builders/*", "engine/gpt2/float32/exact", *(f"{op}/*" for op in ops)]
+    status, report = conform(cases=cases)
     assert status == 0, [c["message"] for c in report["cases"] if c["outcome"] == "failed"]
     assert set(report) == KEYS
     assert report["verdict"] == "passed"
@@ -40,12 +42,14 @@ def test_a_report_of_every_area(conform):
     assert sum(report["totals"].values()) == len(report["cases"])
     assert not any(rule["broken"] for rule in report["rules"].values())
     unseen = {name for name, rule in report["rules"].items() if not rule["cases"]}
-    assert unseen == {
+    of_the_engine = {name for name, rule in RULES.items() if rule.number.startswith("5.")}
+    assert unseen - of_the_engine == {
         "works", "expectation", "agreement", "placed", "environment", "memory",
     }  # fmt: skip
     assert all(set(case) == CASE for case in report["cases"])
     assert {case["area"] for case in report["cases"]} == {
         "accelerator", "builders", "ops", "gradients", "bad_inputs", "rows", "special",
+        "torch", "engine",
     }  # fmt: skip
 
     passed = case(report, "ops/linear/host.linear/bfloat16/layout_sliced")

@@ -203,6 +203,12 @@ _RULES = (
         "gradients of one batch are the same bits again",
         required=False,
     ),
+    Rule(
+        "5.14",
+        "faithful",
+        "logits are as near to float64 as a stated multiple of the model's own error",
+        required=False,
+    ),
 )
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}

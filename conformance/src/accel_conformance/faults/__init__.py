@@ -5,11 +5,21 @@
 
 values.py    wrong results           memory.py     memory that is not the kernel's
 company.py   rows, threads, order    promises.py   claims, refusals, gradients
+traces.py    torch's watchers        engine.py     what only the hybrid engine shows
+scale.py     what large calls show
 """
 
 from __future__ import annotations
 
-from accel_conformance.faults import company, memory, promises, values  # noqa: F401 (they register)
+from accel_conformance.faults import (  # noqa: F401 (they register)
+    company,
+    engine,
+    memory,
+    promises,
+    scale,
+    traces,
+    values,
+)
 from accel_conformance.faults.planting import FAULTS, Fault, plant
 
 __all__ = ["FAULTS", "Fault", "plant"]

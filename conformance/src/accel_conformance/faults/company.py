@@ -53,7 +53,7 @@ def prompt_summed_backwards(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("rows", "rows/*", also="accuracy contained", op="dropout_add")
+@fault("rows", "rows/*", also="accuracy contained padded", op="dropout_add")
 def dropped_by_place(kernel: Kernel) -> Kernel:
     """Random bits by where a row lies, whatever its number."""
     return lambda x, residual, b, seed, rows, p: kernel(x, residual, b, seed, None, p)

@@ -65,8 +65,10 @@ def input_overwritten(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("fresh", "ops/*", "gradients/*", op="rms_norm",
-       also="inputs_kept accuracy repeatable contained unharmed rows works gradient")  # fmt: skip
+@fault(
+    "fresh", "ops/*", "gradients/*", op="rms_norm",
+    also="inputs_kept accuracy repeatable contained unharmed rows padded works gradient",
+)  # fmt: skip
 def result_in_the_input(kernel: Kernel) -> Kernel:
     def faulty(x: Tensor, *rest: Any) -> Tensor:
         result = kernel(x, *rest)

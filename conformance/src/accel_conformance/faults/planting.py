@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from accel import hookimpl
-from accel.contracts import CONTRACTS
+from accel.contracts import CONTRACTS, Contract
+from accel.engine import ModelPolicy
 from accel.errors import UnknownOpError, close_matches
 from accel.hookspecs import API
 from accel.op_builder import Impl, OpBuilder, Request
@@ -42,6 +43,8 @@ class Fault:
     ``kernel``    makes a wrong kernel of a right one
     ``backward``  makes a wrong gradient formula of the contract's
     ``reasons``   answers in the builder's place
+    ``terms``     makes a wrong contract of the right one
+    ``policy``    reads an architecture wrongly, in the place of the core's
     ``claims``    fields of the :class:`accel.Impl` that are stated otherwise
     """
 
@@ -53,6 +56,8 @@ class Fault:
     kernel: Wrap | None = None
     backward: Callable[[Formula], Formula] | None = None
     reasons: Answer | None = None
+    terms: Callable[[Contract], Contract] | None = None
+    policy: Callable[[], type[ModelPolicy]] | None = None
     claims: tuple[tuple[str, Any], ...] = ()
 
 
@@ -90,6 +95,8 @@ def plant(fault: Fault, implementation: str) -> Iterator[str]:
     if fault.backward:
         # Gradients come from the contract, whoever computes the result.
         CONTRACTS[fault.op] = replace(contract, backward=fault.backward(contract.backward))
+    if fault.terms:
+        CONTRACTS[fault.op] = fault.terms(contract)
     try:
         with installed_too([_pack(fault, impl, entry.impl, entry.builder)]):
             yield impl.id
@@ -124,6 +131,13 @@ def _pack(fault: Fault, impl: Impl, right: Impl, builder: OpBuilder) -> ModuleTy
     def accel_op_builders() -> list[type[OpBuilder]]:
         return [family]
 
+    @hookimpl
+    def accel_policies() -> list[type[ModelPolicy]]:
+        return [fault.policy()] if fault.policy else []
+
     pack = ModuleType(f"{PACKAGE}_{fault.name}")
-    vars(pack).update(ACCEL_API=".".join(map(str, API)), accel_op_builders=accel_op_builders)
+    vars(pack).update(
+        ACCEL_API=".".join(map(str, API)), accel_op_builders=accel_op_builders,
+        accel_policies=accel_policies,
+    )  # fmt: skip
     return pack

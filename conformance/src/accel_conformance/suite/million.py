@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accel.accelerator import Accelerator
 from accel.contracts import Contract
 from accel.contracts.inputs import Draw
-from accel.testing import HOST
+from accel.refusal import Refusal
 from accel_conformance.case import Case, Evidence
 from accel_conformance.subject import Subject
 from accel_conformance.suite import regroup
@@ -28,7 +29,12 @@ RESULTS = 10**6
 WIDTH, OTHER = 2051, 509  # of a row, and of what else is larger than SMALL: no multiples of a tile
 SMALL = 8  # numbers of heads, ranks
 HEIGHTS = (1, 7, 33, 257)  # of batches, again and again
-THREADS = (1, 2, 3)
+# Threads and batches that must give what one thread gives of all rows at once; both kinds of values
+# are needed: sums that cancel show in products, and a softmax of large numbers has one term.
+ARRANGED = {
+    "plain": ((2, HEIGHTS), (3, None)),
+    "cancelling": ((3, HEIGHTS[::-1]), (2, None)),
+}
 SEQUENCES = ((1500, 1500), (1, 1), (33, 40), (517, 517))  # attention's queries and keys
 HEADS, KEY_HEADS, HEAD_DIM = 8, 2, 64
 # Ops whose rows other arguments speak of, each in a way of its own.
@@ -42,28 +48,34 @@ def cases(subject: Subject) -> Iterator[Case]:
         for dtype in subject.dtypes(target):
             about = f"rows/{target.op}/{target.impl.id}/{name_of(dtype)}"
             who = (target.op, target.impl.id, name_of(dtype))
-            yield Case(f"{about}/a_million", partial(a_million, target, dtype), *who)
+            yield Case(
+                f"{about}/a_million", partial(a_million, target, dtype, subject.accelerator), *who
+            )
 
 
-def a_million(target: Target, dtype: torch.dtype, seen: Evidence) -> None:
-    """The whole on every number of threads, and cut in two ways."""
-    args = cancelling(_arguments(target.contract, dtype, target.device))
+def a_million(target: Target, dtype: torch.dtype, acc: Accelerator, seen: Evidence) -> None:
+    """All rows at once on one thread, against other threads and batches."""
+    plain = _arguments(target.contract, dtype, target.device)
+    needed, there = _products(target.contract, plain), acc.properties().total_memory
+    if there is not None and needed > there:
+        want = f"{needed} bytes, for a kernel that holds every product of {RESULTS} sums"
+        seen.refused([Refusal("memory", want, f"{there}", "a device with more memory")])
+        return
+    rows = regroup.count(target.contract, plain)
     with target.alone():
-        if target.declines(seen, args):
+        if target.declines(seen, plain):
             return
-        seen.ran = target.bound(args)
-        rows = regroup.count(target.contract, args)
-        counts = THREADS if target.device.type == HOST else THREADS[:1]
-        with on_threads(counts[0]):
-            whole = regroup.by_row(target.call(args), rows)
-        for count in counts[1:]:
-            with on_threads(count):
-                again = regroup.by_row(target.call(args), rows)
-            _expect_same(seen, again, whole, f"on {count} threads")
-        for count, heights in zip(counts[::-1], (HEIGHTS, HEIGHTS[::-1])):
-            with on_threads(count):
-                cut = _in_batches(target, args, rows, heights)
-            _expect_same(seen, cut, whole, f"in batches of {heights} rows on {count} threads")
+        seen.ran = target.bound(plain)
+        for (kind, arranged), args in zip(ARRANGED.items(), (plain, cancelling(plain))):
+            with on_threads(1):
+                whole = regroup.by_row(target.call(args), rows)
+            for threads, heights in arranged:
+                with on_threads(threads):
+                    found = _in_batches(target, args, rows, heights or (rows,))
+                how = f"in batches of {heights} rows" if heights else "all rows at once"
+                same = same_bits(found, whole)
+                says = "" if same else _differing(found, whole)
+                seen.expect("rows", same, f"{how} on {threads} threads, {says} ({kind} values)")
 
 
 def _arguments(contract: Contract, dtype: torch.dtype, device: torch.device) -> Args:
@@ -110,6 +122,13 @@ def _others(contract: Contract, args: Args) -> Iterator[tuple[str, Tensor]]:
             yield name, arg
 
 
+def _products(contract: Contract, args: Args) -> int:
+    """Bytes of all products that a matrix product of the rows would sum, 0 without one."""
+    terms = [t.numel() for _, t in _others(contract, args) if t.dim() > 1 and t.shape[-1] == WIDTH]
+    rows = regroup.count(contract, args)
+    return rows * max(terms, default=0) * contract.key(args).element_size()
+
+
 def _attention(contract: Contract, dtype: torch.dtype, device: torch.device) -> Args:
     """Sequences of all lengths; of one a part of the keys is older than the queries."""
     queries, keys = map(sum, zip(*SEQUENCES))
@@ -137,12 +156,6 @@ def _in_batches(target: Target, args: Args, rows: int, heights: tuple[int, ...])
         if stop == rows:
             return tuple(map(torch.cat, zip(*found)))
     raise AssertionError("a cycle does not end")
-
-
-def _expect_same(seen: Evidence, found: Results, whole: Results, how: str) -> None:
-    same = same_bits(found, whole)
-    says = "" if same else f"{how}, {_differing(found, whole)}"
-    seen.expect("rows", same, says)
 
 
 def _differing(found: Results, whole: Results) -> str:

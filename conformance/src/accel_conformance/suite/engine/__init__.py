@@ -2,6 +2,7 @@
 
 models.py    small models, made of a policy and transformers' configuration
 values.py    a token's value: the same bits wherever it is computed
+faithful.py  the model that was given, and no other
 modes.py     training and generating: what either does to the other
 
 A model that the engine refuses on this backend, as where an op has no shape-invariant
@@ -21,17 +22,24 @@ from accel.engine import ModelPolicy
 from accel.engine.policy import known
 from accel_conformance.case import Case, Evidence
 from accel_conformance.subject import Subject
-from accel_conformance.suite.engine import modes, values
+from accel_conformance.suite.engine import faithful, modes, values
 from accel_conformance.suite.engine.models import Trial, declines, made
 from accel_conformance.target import name_of
 
 DTYPES = (torch.float32, torch.bfloat16)
-CHECKS: dict[str, Callable[[Trial, Evidence], None]] = {**values.CHECKS, **modes.CHECKS}
+CHECKS: dict[str, Callable[[Trial, Evidence], None]] = {
+    **values.CHECKS,
+    **modes.CHECKS,
+    **faithful.CHECKS,
+}
 
 
 def cases(subject: Subject) -> Iterator[Case]:
     dtypes = [dtype for dtype in DTYPES if dtype in subject.accelerator.supported_dtypes()]
-    for policy in known():
+    policies: dict[str, ModelPolicy] = {}
+    for policy in known():  # a plugin's before the core's of the same name
+        policies.setdefault(policy.name, policy)
+    for policy in policies.values():
         for dtype in dtypes:
             for name, check in CHECKS.items():
                 yield Case(
