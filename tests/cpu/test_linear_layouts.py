@@ -169,3 +169,12 @@ if __name__ == "__main__":
                     rows_differing(cancelling(max(ROWS), k, some), weight),
                     error(randn(9, k, dtype=some), weight, randn(n, dtype=some)).within,
                 )
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
+@pytest.mark.parametrize("gaps", ["every_second", "all_one"])
+def test_onednn_reads_a_bias_with_gaps(gaps):
+    x, w, b = randn(4, 16), randn(6, 16, seed=1), randn(12, seed=2)
+    b = b[::2] if gaps == "every_second" else b[:1].expand(6)
+    with ops.use("linear=accel_cpu.onednn", exact=False):
+        assert same_bits(ops.linear(x, w, b), ops.linear(x, w, b.clone().contiguous()))

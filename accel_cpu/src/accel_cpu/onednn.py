@@ -47,11 +47,13 @@ def linear(
 ) -> Tensor:
     k, n = x.shape[-1], w.shape[0]
     if k == 0 or x.numel() == 0 or n == 0:  # oneDNN packs no empty weight
-        bias = x.new_zeros(n) if b is None else b
-        return bias.expand(*x.shape[:-1], n).clone()
+        none = x.new_zeros(n) if b is None else b
+        return none.expand(*x.shape[:-1], n).clone()
     rows = x.reshape(-1, k)
     packed = _packed(w, rows.shape[0])
-    y = torch.ops.mkldnn._linear_pointwise(rows, packed, b, "none", [], "")
+    # It reads a bias as if it had no gaps (torch 2.13).
+    bias = None if b is None else b.contiguous()
+    y = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
     return y.reshape(*x.shape[:-1], n)  # type: ignore[no-any-return]
 
 
