@@ -105,6 +105,10 @@ def test_outcomes_are_pytests(run_pytest, site):
             ("--accel-backend", "host", "--accel-ops", "rms_norm", "--accel-impl", "host.linear"),
             "nothing to test",
         ),
+        (
+            ("--accel-backend", "host", "--accel-seed", "x"),
+            "--accel-seed must be a whole number from 0 on; found 'x'",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_a_usage_error(run_pytest, arguments, says):

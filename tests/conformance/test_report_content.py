@@ -14,7 +14,8 @@ KEYS = {
 }  # fmt: skip
 CASE = {
     "id", "area", "op", "implementation", "dtype", "outcome", "input", "ran", "rms_share",
-    "peak_share", "seconds", "rules", "broken", "reason", "message", "refusals", "reproduce",
+    "peak_share", "own_share", "seconds", "rules", "broken", "reason", "message", "refusals",
+    "reproduce",
 }  # fmt: skip
 
 
@@ -48,14 +49,15 @@ def test_a_report_of_every_area(conform):
     }  # fmt: skip
     assert all(set(case) == CASE for case in report["cases"])
     assert {case["area"] for case in report["cases"]} == {
-        "accelerator", "builders", "ops", "gradients", "bad_inputs", "rows", "special",
-        "torch", "engine",
+        "accelerator", "builders", "ops", "integers", "gradients", "bad_inputs", "rows", "special",
+        "drawn", "torch", "engine",
     }  # fmt: skip
 
     passed = case(report, "ops/linear/host.linear/bfloat16/layout_sliced")
     assert (passed["outcome"], passed["ran"]) == ("passed", "host.linear")
     assert 0 < passed["rms_share"] <= 1
     assert 0 < passed["peak_share"] <= 1
+    assert 0 <= passed["own_share"] <= 1
     refused = case(report, "accelerator/allocated_moves_with_tensors")
     assert refused["outcome"] == "refused"
     assert refused["refusals"][0]["code"] == "memory_stats"
@@ -63,12 +65,14 @@ def test_a_report_of_every_area(conform):
 
 def test_a_failure_says_which_rule_and_how_to_see_it_again(failing):
     assert failing["verdict"] == "failed"
-    assert {name for name, rule in failing["rules"].items() if rule["broken"]} == {"accuracy"}
+    numbers = {"accuracy", "componentwise", "whole"}
+    assert {name for name, rule in failing["rules"].items() if rule["broken"]} == numbers
     failed = case(failing, "ops/linear/planted.bias_twice/float32/odd")
-    assert [broken["rule"] for broken in failed["broken"]] == ["accuracy"]
+    assert [broken["rule"] for broken in failed["broken"]] == ["accuracy", "componentwise"]
     assert failed["message"].startswith("[2.3 accuracy] error is ")
     assert failed["input"] == "x float32[7, 100], w float32[33, 100], b float32[33]"
     assert failed["rms_share"] > 1
+    assert failed["own_share"] > 1
     assert failed["reproduce"] == (
         "pytest --pyargs accel_conformance --accel-backend host "
         "--accel-cases ops/linear/planted.bias_twice/float32/odd"

@@ -138,6 +138,7 @@ def conform(
         str | None, typer.Option(help="What it is for: inference, or training, which is all.")
     ] = None,
     level: Annotated[str, typer.Option(help="full, or smoke: one input of each kind.")] = "full",
+    seed: Annotated[int, typer.Option(min=0, help="Of the inputs that are drawn.")] = 0,
     expectations: Annotated[
         Path | None, typer.Option(help="File of expected outcomes instead of the backend's.")
     ] = None,
@@ -154,8 +155,8 @@ def conform(
         _fail("accel conform needs the conformance suite: pip install ./conformance")
     code = accel_conformance.run(
         backend, report=report, ops=_names(ops_), dtypes=_names(dtypes), impls=_names(impls),
-        cases=case, profile=profile, level=level, expectations=expectations, list_only=list_only,
-        quiet=quiet, json=as_json,
+        cases=case, profile=profile, level=level, seed=seed, expectations=expectations,
+        list_only=list_only, quiet=quiet, json=as_json,
     )  # fmt: skip
     raise typer.Exit(code)
 

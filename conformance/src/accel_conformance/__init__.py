@@ -35,6 +35,7 @@ def run(
     cases: Sequence[str] | None = None,
     profile: str | None = None,
     level: str = "full",
+    seed: int = 0,
     expectations: str | PathLike[str] | None = None,
     list_only: bool = False,
     json: bool = False,
@@ -50,6 +51,7 @@ def run(
     ``profile``       what the backend is for: ``"inference"``, or ``"training"``, which includes it
                       and is all there is, as None is
     ``level``         ``"full"``, or ``"smoke"``: of cases that differ in their input alone one
+    ``seed``          of the inputs that are drawn; of one seed they are the same every time
     ``expectations``  file of expected outcomes, in place of the one the backend names
     ``list_only``     print the ids of the cases and run none
     ``json``          print the report (or the list) as JSON, and nothing else
@@ -70,6 +72,7 @@ def run(
         cases,
         profile,
         level,
+        seed,
         expectations,
         list_only,
         json,

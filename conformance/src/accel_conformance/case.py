@@ -54,6 +54,7 @@ class Evidence:
     ``input``       the arguments, in words
     ``ran``         id of the implementation that really ran
     ``rms_share``, ``peak_share``   the largest share of the error budgets used; 1 is all of it
+    ``own_share``   the largest share that an element used of its own bound, beyond one rounding
     ``rules``       the rules that were looked at, by name, kept or broken
     """
 
@@ -61,6 +62,7 @@ class Evidence:
     ran: str | None = None
     rms_share: float | None = None
     peak_share: float | None = None
+    own_share: float | None = None
     rules: set[str] = field(default_factory=set)
     broken: list[Broken] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
@@ -81,6 +83,10 @@ class Evidence:
         """Note shares of the error budgets; the largest are kept."""
         self.rms_share = max(rms_share, self.rms_share or 0.0)
         self.peak_share = max(peak_share, self.peak_share or 0.0)
+
+    def used_alone(self, share: float) -> None:
+        """Note the largest share of an element's own bound; the largest is kept."""
+        self.own_share = max(share, self.own_share or 0.0)
 
     def message(self) -> str:
         """What is wrong, one line per broken rule; else why the request was declined."""

@@ -33,6 +33,7 @@ class Options:
     cases: Sequence[str] | None = None
     profile: str | None = None
     level: str = "full"
+    seed: int = 0
     expectations: str | PathLike[str] | None = None
     list_only: bool = False
     json: bool = False
@@ -40,7 +41,9 @@ class Options:
     plugins: Sequence[object] = ()
 
     def selection(self) -> Selection:
-        return Selection(self.ops, self.impls, self.dtypes, self.cases, self.profile, self.level)
+        return Selection(
+            self.ops, self.impls, self.dtypes, self.cases, self.profile, self.level, self.seed
+        )
 
 
 def conform(options: Options) -> int:

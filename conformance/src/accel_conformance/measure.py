@@ -79,6 +79,42 @@ def shares(
     )
 
 
+@dataclass(frozen=True)
+class Excess:
+    """Where a result leaves most of its elements' own bounds behind: ``share`` of what computing
+    the element may cost, beyond rounding it to the result's dtype (1 is all)."""
+
+    share: float
+    says: str = ""
+
+    @property
+    def within(self) -> bool:
+        return self.share <= 1
+
+
+def excess(result: torch.Tensor, expected: Array, error: Array) -> Excess:
+    """Every finite element of ``result`` held to its own bound on the ``error`` of computing it,
+    and one rounding. Elements that the bound leaves on either side of the largest number of the
+    result's dtype may be it or infinite."""
+    found = np.asarray(exact(result))
+    with np.errstate(all="ignore"):
+        reach = np.abs(expected) + error
+        held = np.isfinite(expected) & (reach <= torch.finfo(result.dtype).max)
+        rounding = np.where(held, _half_place(np.where(held, reach, 0.0), result.dtype), 0.0)
+        off = np.where(held, np.abs(found - expected), 0.0)
+        beyond = np.where(off > rounding, off - rounding, 0.0)
+        shares = np.where(beyond == 0, 0.0, np.minimum(beyond / error, FAR))
+    shares = np.where(np.isnan(off), FAR, shares)
+    if not shares.size:
+        return Excess(0.0)
+    at = tuple(int(i) for i in np.unravel_index(int(shares.argmax()), shares.shape))
+    return Excess(
+        float(shares[at]),
+        f"element {list(at)} is {found[at]:.9g} where {expected[at]:.9g} was expected: it may be "
+        f"off by {error[at]:.3g} and a rounding of {rounding[at]:.3g}, and is by {off[at]:.3g}",
+    )
+
+
 def _half_place(values: Array, dtype: torch.dtype) -> Array:
     """The most that rounding to ``dtype`` can move each value, nothing for zero."""
     facts = torch.finfo(dtype)

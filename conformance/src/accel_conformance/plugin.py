@@ -23,6 +23,7 @@ OPTIONS = {
     "--accel-cases": ("A,B", "only the cases whose id matches one of these patterns (* ? [])"),
     "--accel-profile": ("NAME", "what the backend is for: inference, or training, which is all"),
     "--accel-level": ("NAME", "full, or smoke: of cases that differ in their input alone one"),
+    "--accel-seed": ("N", "of the inputs that are drawn: others than those of 0"),
     "--accel-expectations": ("FILE", "expected outcomes, in place of the backend's own file"),
 }
 
@@ -107,10 +108,14 @@ def _prepared(config: pytest.Config) -> Session:
     from accel_conformance.selection import Selection, UsageError
     from accel_conformance.session import prepare
 
+    seed = config.getoption("--accel-seed") or "0"
+    if not seed.isdecimal():
+        raise pytest.UsageError(f"--accel-seed must be a whole number from 0 on; found {seed!r}")
     selection = Selection(
         *(_listed(config, f"--accel-{kind}") for kind in ("ops", "impl", "dtypes", "cases")),
         config.getoption("--accel-profile"),
         config.getoption("--accel-level") or "full",
+        int(seed),
     )
     try:
         return prepare(

@@ -109,6 +109,18 @@ _RULES = (
     Rule("2.17", "transforms", "vmap is a loop, and torch.func's gradients are autograd's"),
     Rule("2.18", "autocast", "under autocast an op computes in the dtypes its contract states"),
     Rule(
+        "2.19",
+        "componentwise",
+        "each element is as near float64 as the roundings of its own terms let it be",
+        required=False,
+    ),
+    Rule(
+        "2.20",
+        "whole",
+        "where all that is summed are whole numbers small enough, the sum is exact",
+        required=False,
+    ),
+    Rule(
         "3.1",
         "family",
         "the builders of all families can be had by name, and an unknown name raises",
@@ -212,3 +224,4 @@ _RULES = (
 )
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}
+assert len(RULES) == len(_RULES), "a name is given once"

@@ -14,7 +14,8 @@ from accel_conformance.case import Case
 # What a backend is for -> the areas that must hold for it, those of the ones before included.
 PROFILES = {
     "inference": (
-        "accelerator", "builders", "ops", "bad_inputs", "rows", "agreement", "special",
+        "accelerator", "builders", "ops", "integers", "bad_inputs", "rows", "agreement", "special",
+        "drawn",
     ),
     "training": ("gradients", "torch"),
     "engine": ("engine",),
@@ -30,7 +31,7 @@ class UsageError(ValueError):
 class Selection:
     """None selects all. An implementation is named by its id or the part of it after the dot, a
     case by a pattern (``*``, ``?``, ``[]``) that its whole id matches. ``"smoke"`` takes of cases
-    that differ in the sample alone the first."""
+    that differ in the sample alone the first. ``seed`` is that of the inputs that are drawn."""
 
     ops: Sequence[str] | None = None
     impls: Sequence[str] | None = None
@@ -38,6 +39,7 @@ class Selection:
     cases: Sequence[str] | None = None
     profile: str | None = None
     level: str = "full"
+    seed: int = 0
 
     def of(self, cases: Sequence[Case]) -> list[Case]:
         """The cases selected; UsageError for a name nobody has and for an empty selection."""

@@ -73,7 +73,7 @@ def prepare(
     """A session for a backend; UsageError says why there can be none."""
     selection = selection or Selection()
     try:
-        subject = _subject.find(backend)
+        subject = _subject.find(backend, selection.seed)
     except AccelError as error:
         raise UsageError(str(error)) from error
     cases = suite.cases(subject)

@@ -22,11 +22,13 @@ from accel_conformance.target import Target
 @dataclass(frozen=True)
 class Subject:
     """A backend's accelerator, and the implementations that serve ops on its device: the
-    backend's own, those of kernel packs for the device, and the core's."""
+    backend's own, those of kernel packs for the device, and the core's. ``seed`` is that of inputs
+    that are drawn."""
 
     accelerator: Accelerator
     candidate: Candidate
     targets: tuple[Target, ...]
+    seed: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -41,13 +43,13 @@ class Subject:
         ]
 
 
-def find(backend: str) -> Subject:
+def find(backend: str, seed: int = 0) -> Subject:
     """The subject of a backend's name; BackendError says why it cannot be had."""
     registry = _registry.registry()
     accelerator = registry.accelerator(backend)
     order = list(CONTRACTS)
     targets = sorted(_targets(registry, backend, accelerator), key=lambda t: order.index(t.op))
-    return Subject(accelerator, registry.backend(backend), tuple(targets))
+    return Subject(accelerator, registry.backend(backend), tuple(targets), seed)
 
 
 def _targets(registry: Registry, backend: str, accelerator: Accelerator) -> Iterator[Target]:

@@ -2,7 +2,8 @@
 split.
 
 The sum over K of ``linear`` in parts: each tile takes its columns of x and w and adds its share to
-what the tiles before it found.
+what the tiles before it found. Where it adds a bias to a partial sum of half precision, these two
+may be rounded to it first: the partial sum has been.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ values.py    wrong results           memory.py     memory that is not the kernel
 company.py   rows, threads, order    promises.py   claims, refusals, gradients
 traces.py    torch's watchers        engine.py     what only the hybrid engine shows
 scale.py     what large calls show
+tiers.py     small errors, unusual inputs
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from accel_conformance.faults import (  # noqa: F401 (they register)
     memory,
     promises,
     scale,
+    tiers,
     traces,
     values,
 )

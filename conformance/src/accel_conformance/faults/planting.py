@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +30,9 @@ Answer = Callable[[Impl, Request], list[Refusal]]
 PACKAGE = "planted"
 
 FAULTS: dict[str, Fault] = {}
+
+# A wrong number breaks whichever of these looks at it.
+NUMBERS = frozenset({"accuracy", "componentwise", "whole"})
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,17 @@ class Fault:
     terms: Callable[[Contract], Contract] | None = None
     policy: Callable[[], type[ModelPolicy]] | None = None
     claims: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def breaks(self) -> frozenset[str]:
+        """Rules that may be broken with it planted."""
+        named = {self.reason, *self.also}
+        return frozenset(named | NUMBERS if named & NUMBERS else named)
+
+    def explains(self, id: str) -> bool:
+        """Whether a case may break the rule of its reason: one of ``where``, and where inputs are
+        drawn, any."""
+        return id.startswith("drawn/") or any(fnmatchcase(id, p) for p in self.where)
 
 
 def fault(

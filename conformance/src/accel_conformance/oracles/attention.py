@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_conformance.measure import Array
+from accel_conformance.oracles.bounded import stored
 from accel_conformance.oracles.random import kept
 from accel_conformance.oracles.summed import Summed
 
@@ -46,10 +47,10 @@ def attention(
     seed: Spans | None, causal: bool, scale: float | None, window: int | None,
     softcap: float | None, dropout: float,
 ) -> Array:  # fmt: skip
-    y = np.zeros((*q.shape[:2], v.shape[2]))
+    y = np.zeros_like(q, shape=(*q.shape[:2], v.shape[2]))
     for one in _queries(spans, causal, window):
         s = _scores(one, q, k, mask, slopes, seed, _scale(q, scale), softcap, dropout)
-        y[one.row] = np.einsum("hj,jhe->he", s.p * s.share, _per_head(v[one.seen], q))
+        y[one.row] = np.einsum("hj,jhe->he", stored(s.p * s.share), _per_head(v[one.seen], q))
     return y
 
 
@@ -130,9 +131,10 @@ def _scores(
 def _softmax(z: Array) -> Array:
     """Of the last dimension; 0 of nothing but -inf, whose elements are not seen."""
     top = z.max(1, keepdims=True)
-    e = np.exp(z - np.where(np.isneginf(top), 0, top))
+    e = np.exp(z - np.where(top == -np.inf, 0, top))
     total = e.sum(1, keepdims=True)
-    return np.asarray(e / np.where(total == 0, 1, total))
+    p: Array = e / np.where(total == 0, 1, total)
+    return p
 
 
 def _place(one: Query, mask: Array) -> tuple[int, int]:

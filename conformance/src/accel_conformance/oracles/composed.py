@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from accel_conformance.measure import Array
 from accel_conformance.oracles import norm
 from accel_conformance.oracles.activation import activate, slope
+from accel_conformance.oracles.bounded import stored
 from accel_conformance.oracles.linear import affine, affine_gradient, linear, linear_gradient
 from accel_conformance.oracles.summed import Summed
 
@@ -27,7 +28,7 @@ def norm_linear(
     x: Array, w: Array, norm_w: Array | None, norm_b: Array | None, b: Array | None, kind: str,
     eps: float, act: str | None, out_dtype: Any = None,
 ) -> Array:  # fmt: skip
-    return linear(_normed(x, norm_w, norm_b, kind, eps), w, b, act)
+    return linear(stored(_normed(x, norm_w, norm_b, kind, eps)), w, b, act)
 
 
 def norm_linear_gradient(
@@ -67,7 +68,7 @@ def _widened(found: Summed | None, of_spread: Summed | None) -> Summed | None:
 def grouped_linear(
     x: Array, w: Array, ends: Ends, b: Array | None, act: str | None, out_dtype: Any = None
 ) -> Array:
-    y = np.zeros((x.shape[0], w.shape[1]))
+    y = np.zeros_like(x, shape=(x.shape[0], w.shape[1]))
     for e, rows in _experts(ends):
         y[rows] = linear(x[rows], w[e], None if b is None else b[e], act)
     return y
@@ -105,8 +106,9 @@ def tiled_mlp(
 ) -> Array:  # fmt: skip
     up = affine(x, w_up, b_up)
     if w_gate is None:
-        return affine(activate(up, act), w_down, b_down)
-    return affine(activate(affine(x, w_gate, b_gate), act) * up, w_down, b_down)
+        return affine(stored(activate(up, act)), w_down, b_down)
+    gate = affine(x, w_gate, b_gate)
+    return affine(stored(activate(gate, act) * up), w_down, b_down)
 
 
 def tiled_mlp_gradient(

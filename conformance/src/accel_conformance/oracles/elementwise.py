@@ -58,7 +58,8 @@ def softmax(x: Array, mask: Array | None, scale: float) -> Array:
     most = z.max(-1, keepdims=True, initial=-np.inf)
     e = np.exp(z - np.where(most == -np.inf, 0, most))
     total = e.sum(-1, keepdims=True)
-    return np.asarray(e / np.where(total == 0, 1, total))
+    p: Array = e / np.where(total == 0, 1, total)
+    return p
 
 
 def softmax_gradient(

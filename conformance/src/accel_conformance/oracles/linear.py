@@ -12,6 +12,7 @@ import numpy as np
 
 from accel_conformance.measure import Array
 from accel_conformance.oracles.activation import activate, slope
+from accel_conformance.oracles.bounded import stored
 from accel_conformance.oracles.summed import Summed
 
 
@@ -71,7 +72,9 @@ def lora_linear_gradient(
 def tiled_linear(
     x: Array, w: Array, b: Array | None, partial: Array | None, out_dtype: Any = None
 ) -> Array:
-    return affine(x, w, b) + (0.0 if partial is None else partial)
+    if partial is None or b is None:
+        return affine(x, w, b) + (0.0 if partial is None else partial)
+    return affine(x, w, None) + stored(partial + b)
 
 
 def tiled_linear_gradient(

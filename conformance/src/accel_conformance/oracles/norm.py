@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from accel_conformance.measure import Array
+from accel_conformance.oracles.bounded import stored
 from accel_conformance.oracles.summed import Summed
 
 
@@ -47,7 +48,7 @@ def layer_norm_gradient(
 def add_norm(
     x: Array, residual: Array, w: Array | None, b: Array | None, kind: str, eps: float
 ) -> tuple[Array, Array]:
-    total = x + residual
+    total = stored(x + residual)
     return layer_norm(total, w, b, eps) if kind == "layer" else rms_norm(total, w, eps), total
 
 
@@ -71,7 +72,8 @@ def _deviation(x: Array) -> Array:
 
 def _mean(x: Array) -> Array:
     """Of the last dimension; 0 of nothing."""
-    return np.asarray(x.sum(-1, keepdims=True) / max(x.shape[-1], 1))
+    mean: Array = x.sum(-1, keepdims=True) / max(x.shape[-1], 1)
+    return mean
 
 
 def _root(x: Array, eps: float) -> Array:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from accel_conformance.measure import Array
 from accel_conformance.oracles.activation import activate, slope
 from accel_conformance.oracles.attention import attention, attention_gradient
+from accel_conformance.oracles.bounded import stored
 from accel_conformance.oracles.elementwise import dropout_add, dropout_add_gradient
 from accel_conformance.oracles.linear import affine, affine_gradient
 from accel_conformance.oracles.norm import layer_norm, layer_norm_gradient
@@ -56,7 +57,7 @@ class _Steps:
 def transformer_layer(x: Array, *args: Any) -> Array:
     steps, options = _forward(x, *args), _Options(*args[14:])
     norm_w, norm_b = args[10:12]
-    return steps.y if options.pre_norm else layer_norm(steps.y, norm_w, norm_b, options.eps)
+    return steps.y if options.pre_norm else layer_norm(stored(steps.y), norm_w, norm_b, options.eps)
 
 
 def _forward(x: Array, *args: Any) -> _Steps:
@@ -66,15 +67,15 @@ def _forward(x: Array, *args: Any) -> _Steps:
     seeds = (None, None, None) if seed is None else tuple(seed)
     dropped = _numbers(x), options.hidden_dropout
 
-    projected = layer_norm(x, norm_w, norm_b, options.eps) if options.pre_norm else x
-    attended = _of_attention(affine(projected, qkv_w, qkv_b), mask, seeds[0], options)
-    context = attention(*attended).reshape(x.shape)
-    out = affine(context, out_w, out_b)
-    a = dropout_add(out, x, None, seeds[1], *dropped)
-    normed = layer_norm(a, attn_norm_w, attn_norm_b, options.eps)
-    inner = affine(normed, up_w, up_b)
-    active = activate(inner, options.act)
-    down = affine(active, down_w, down_b)
+    projected = stored(layer_norm(x, norm_w, norm_b, options.eps)) if options.pre_norm else x
+    attended = _of_attention(stored(affine(projected, qkv_w, qkv_b)), mask, seeds[0], options)
+    context = stored(attention(*attended)).reshape(*x.shape)
+    out = stored(affine(context, out_w, out_b))
+    a = stored(dropout_add(out, x, None, seeds[1], *dropped))
+    normed = stored(layer_norm(a, attn_norm_w, attn_norm_b, options.eps))
+    inner = stored(affine(normed, up_w, up_b))
+    active = stored(activate(inner, options.act))
+    down = stored(affine(active, down_w, down_b))
     y = dropout_add(down, a if options.pre_norm else normed, None, seeds[2], *dropped)
     return _Steps(projected, attended, context, out, a, normed, inner, active, down, y)
 

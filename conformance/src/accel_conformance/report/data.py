@@ -7,7 +7,7 @@
     software      {"python", "torch", "numpy", "system"}
     device        {"name", "total_memory" (bytes), "compute_units", "count", "dtypes", "details"}
     selection     {"ops", "impls", "dtypes", "cases"}: lists of what was asked for, or null for all;
-                  {"profile" (or null for all), "level"}
+                  {"profile" (or null for all), "level", "seed"}
     started       when, ISO 8601 in UTC         seconds   of running cases
     totals        outcome -> number of cases
     expectations  {"file" (or null), "problems": lines on entries that no longer hold,
@@ -22,6 +22,8 @@
         ran           id of the implementation that really ran, or null
         rms_share, peak_share   largest part of the error budgets used (1 is all; 1e9 is a budget
                       of zero, or NaN or infinity out of place), or null where none was measured
+        own_share     the largest part an element used of its own bound on what computing it may
+                      cost beside one rounding, or null
         seconds       of this case
         rules         names of the rules it looked at, kept or broken
         broken        [{"rule", "says"}]: the rules that did not hold, and what was seen
@@ -83,9 +85,10 @@ def reproduce(session: Session, id: str) -> str:
     """A command that runs one case alone."""
     backend = shlex.quote(session.subject.accelerator.name)
     pattern = "".join(f"[{c}]" if c in "[*?" else c for c in id)
+    seed = f" --accel-seed {session.selection.seed}" if session.selection.seed else ""
     return (
         f"pytest --pyargs accel_conformance --accel-backend {backend} "
-        f"--accel-cases {shlex.quote(pattern)}"
+        f"--accel-cases {shlex.quote(pattern)}{seed}"
     )
 
 
@@ -170,6 +173,7 @@ def _case(session: Session, result: Result) -> dict[str, Any]:
         "ran": seen.ran,
         "rms_share": _rounded(seen.rms_share),
         "peak_share": _rounded(seen.peak_share),
+        "own_share": _rounded(seen.own_share),
         "seconds": round(result.seconds, 5),
         "rules": sorted(seen.rules),
         "broken": [asdict(b) for b in seen.broken],

@@ -12,6 +12,8 @@ agreement.py     hidden rows and their logits have the same log-probabilities: a
 special.py       NaN and infinity: special/...
 watched.py       every op in what watches torch: opcheck, compilation, transforms: torch/...
 engine/          the hybrid engine, for every architecture it reads: engine/policy/dtype/...
+integers.py      whole numbers, whose sums are exact: integers/...
+drawn.py         samples varied as hypothesis draws (variations.py says how): drawn/...
 regroup.py       which arguments have rows, and an op on some of them
 """
 
@@ -24,8 +26,10 @@ from accel_conformance.suite import (
     agreement,
     bad_inputs,
     builders,
+    drawn,
     engine,
     gradients,
+    integers,
     million,
     numerics,
     padded,
@@ -35,8 +39,8 @@ from accel_conformance.suite import (
 )
 
 AREAS = (
-    accelerator, builders, numerics, gradients, bad_inputs, rows, million, padded, agreement,
-    special, watched, engine,
+    accelerator, builders, numerics, integers, gradients, bad_inputs, rows, million, padded,
+    agreement, special, drawn, watched, engine,
 )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 
 import torch
 
@@ -27,12 +27,11 @@ def per_sample(
 ) -> Iterator[Case]:
     """Cases ``area/op/implementation/dtype/sample`` of the targets ``of`` takes, with the samples
     whose arguments ``over`` takes."""
-    nowhere = torch.device("meta")
     for target in filter(of, subject.targets):
         samples = [
             sample
-            for sample in target.contract.samples()
-            if over(target.contract, sample.make(torch.float32, nowhere))
+            for sample, args in outlines(target.contract.samples)
+            if over(target.contract, args)
         ]
         for dtype in subject.dtypes(target):
             for sample in samples:
@@ -44,6 +43,14 @@ def per_sample(
                     name_of(dtype),
                     required,
                 )
+
+
+@cache
+def outlines(samples: Callable[[], Iterable[Sample]]) -> list[tuple[Sample, Args]]:
+    """A contract's samples, each with arguments that have shapes and no values, in a half
+    precision: what has another dtype beside it shows."""
+    nowhere = torch.device("meta")
+    return [(sample, sample.make(torch.bfloat16, nowhere)) for sample in samples()]
 
 
 def _run(check: Check, target: Target, sample: Sample, dtype: torch.dtype, seen: Evidence) -> None:

@@ -67,6 +67,13 @@ def separable(contract: Contract, args: Args) -> bool:
     return not named["dropout"] and (named["causal"] or not counted)
 
 
+def countable(contract: Contract, args: Args) -> bool:
+    """Whether there may be other rows, and any number of them."""
+    named = _named(contract, args)
+    tied = named.keys() & {"spans", "ends"} or not separable(contract, args)
+    return not tied and all(named[name].numel() for name in _given(contract, named))
+
+
 def take(contract: Contract, args: Args, start: int, stop: int) -> Args:
     """Rows [start, stop) alone, of rows counted by one dimension."""
     named = _named(contract, args)
