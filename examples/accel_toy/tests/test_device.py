@@ -458,6 +458,17 @@ def test_attention_and_convolution_agree_with_the_cpu():
     assert_close(gradients("toy"), gradients("cpu"))
 
 
+def test_layer_norm_in_half_precision_is_rounded_once_as_on_the_cpu():
+    x, w, b = torch.randn(4, 40), torch.randn(40), torch.randn(40)
+    for dtype in (torch.float16, torch.bfloat16):
+        host = [t.to(dtype) for t in (x, w, b)]
+        device = [t.to("toy") for t in host]
+        assert torch.equal(
+            F.layer_norm(device[0], (40,), *device[1:]).cpu(),
+            F.layer_norm(host[0], (40,), *host[1:]),
+        )
+
+
 def test_gradcheck():
     def function(x, w):
         y = x.clone()

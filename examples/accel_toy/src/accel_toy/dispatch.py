@@ -223,6 +223,11 @@ def _to_copy(
     return torch.empty_like(x, dtype=dtype, device=device, memory_format=memory_format).copy_(x)
 
 
+def _layer_norm(*args: object) -> object:
+    """As the CPU has it; torch's own for any device rounds half precision at every step."""
+    return _kernel(aten.native_layer_norm.default, *args)
+
+
 def _convolution(*args: object) -> object:
     return _kernel(aten.convolution.default, *args)
 
@@ -271,6 +276,7 @@ def register() -> ModuleType:
     for bit in ("Conjugate", "Negative"):  # else torch resolves the bit by a copy, without end
         library.impl("_copy_from", fall_through, bit)
     library.impl("_to_copy", _to_copy, "PrivateUse1")
+    library.impl("native_layer_norm", _layer_norm, "PrivateUse1")
     library.impl("convolution_overrideable", _convolution, "PrivateUse1")
     library.impl("convolution_backward_overrideable", _convolution_backward, "PrivateUse1")
     for name in _LOWER + _FLOAT32:
