@@ -9,7 +9,7 @@ import torch
 
 import accel_conformance
 from accel import testing
-from accel_conformance.suite import million
+from accel_conformance.suite import large
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +24,8 @@ def _only_the_host():
 @pytest.fixture(autouse=True)
 def _some_results(monkeypatch):
     """The host computes row by row: a million results would take it a minute."""
-    monkeypatch.setattr(million, "RESULTS", 10_000)
-    monkeypatch.setattr(million, "SEQUENCES", ((40, 40), (1, 1), (17, 24)))
+    monkeypatch.setattr(large, "RESULTS", 10_000)
+    monkeypatch.setattr(large, "SEQUENCES", ((40, 40), (1, 1), (17, 24)))
 
 
 @pytest.fixture

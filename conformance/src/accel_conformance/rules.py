@@ -121,6 +121,17 @@ _RULES = (
         required=False,
     ),
     Rule(
+        "2.21",
+        "current",
+        "a result is of the values that arguments have at the call, not of any they had before",
+    ),
+    Rule("2.22", "guarded", "nothing beside an argument's elements changes a result"),
+    Rule(
+        "2.23",
+        "undisturbed",
+        "threads, random numbers and defaults of torch are after a call what they were before",
+    ),
+    Rule(
         "3.1",
         "family",
         "the builders of all families can be had by name, and an unknown name raises",
@@ -156,6 +167,7 @@ _RULES = (
         required=False,
     ),
     Rule("4.12", "environment", "environment variables are written where asked and nowhere else"),
+    Rule("4.13", "independent", "random number state and seed are each device's own"),
     Rule(
         "5.1",
         "one_value",

@@ -14,8 +14,8 @@ from accel_conformance.case import Case
 # What a backend is for -> the areas that must hold for it, those of the ones before included.
 PROFILES = {
     "inference": (
-        "accelerator", "builders", "ops", "integers", "bad_inputs", "rows", "agreement", "special",
-        "drawn",
+        "accelerator", "builders", "ops", "integers", "large", "guards", "bad_inputs", "rows",
+        "agreement", "special", "drawn",
     ),
     "training": ("gradients", "torch"),
     "engine": ("engine",),
@@ -90,13 +90,15 @@ class Selection:
 
 
 def _first_of_each(cases: Iterable[Case]) -> list[Case]:
-    """Of each group of cases of one op, implementation and dtype the first; all others."""
+    """Of each group of cases of one op, implementation and dtype the first, of large ones in one
+    dtype; all others."""
     groups: set[str] = set()
     found = []
     for case in cases:
-        if case.dtype is None or case.group not in groups:
+        group = case.group.rpartition("/")[0] if case.area == "large" else case.group
+        if case.dtype is None or group not in groups:
             found.append(case)
-        groups.add(case.group)
+        groups.add(group)
     return found
 
 

@@ -187,9 +187,12 @@ def samples() -> Iterable[Sample]:
 
     def case(name: str, shape: tuple[int, ...], v: int | None = None, *, bias: bool = False,
              scale: float = 1.0, softcap: float | None = None, temperature: float = 1.0,
-             filtered: bool = False, layout: str = "plain") -> Sample:  # fmt: skip
+             mean: float = 0.0, filtered: bool = False, layout: str = "plain",
+             ) -> Sample:  # fmt: skip
         def make(dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
             x = draw.rows(f"{name}.x", shape, dtype, device, layout)
+            if mean:
+                x = x + mean
             if filtered:
                 x = x.masked_fill(draw.integers(f"{name}.out", shape, 3, device) == 0, -math.inf)
             weight = None if v is None else (v, shape[-1])
@@ -225,6 +228,7 @@ def samples() -> Iterable[Sample]:
     yield case("logits_no_rows", (0, 16))
     yield case("logits_many", (3, 4099))
     yield case("logits_adjusted", (9, 50), scale=3.0, softcap=2.0, temperature=0.7)
+    yield case("logits_off_centre", (9, 50), mean=100.0)  # over what fp32's exponential can hold
     yield case("logits_filtered", (16, 50), filtered=True)
     for layout in inputs.LAYOUTS:
         yield case(f"layout_{layout}", (6, 40), 24, bias=True, layout=layout)

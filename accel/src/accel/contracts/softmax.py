@@ -127,6 +127,7 @@ def samples() -> Iterable[Sample]:
     yield case("per_row", (2, 5, 9), (5, 1), scale=2.0)
     yield case("hidden", (3, 6, 15), (6, 15), hidden=True)
     yield case("scaled", (5, 17), scale=0.125)
+    yield case("steep", (5, 17), scale=128.0)  # over what the exponential of fp32 can hold
     yield case("one", (1, 1), (1, 1))
     yield case("no_rows", (0, 16), (16,))
     yield case("no_columns", (4, 0))

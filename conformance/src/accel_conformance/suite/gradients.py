@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts import Tolerance
-from accel.contracts.inputs import Draw
+from accel.contracts.inputs import LAYOUTS, Draw
 from accel_conformance.case import Case, Evidence
 from accel_conformance.measure import exact, shares
 from accel_conformance.oracles import ORACLES, Summed
@@ -21,6 +21,7 @@ from accel_conformance.target import Args, Results, Target, name_of, same_bits
 # A gradient is up to four roundings deep where a result is one: the incoming gradient times the
 # slope, each of two products, and their sum.
 ROUNDINGS = 4
+FREEZING = torch.float32  # the dtype in which each argument is differentiated alone as well
 
 
 def cases(subject: Subject) -> Iterator[Case]:
@@ -47,6 +48,7 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     grads = incoming(target, sample, results)
     found = torch.autograd.grad(results, list(filter(floats, leaves)), grads)
     judge(seen, target, args, grads, found)
+    _frozen(seen, target, args, grads, found)
 
 
 def with_leaves(args: Args) -> Args:
@@ -76,14 +78,31 @@ def judge(
         _compare(seen, rule, name, leaf, one, wanted, budget)
 
 
+def _frozen(seen: Evidence, target: Target, args: Args, grads: Results, together: Results) -> None:
+    """The gradient of one argument does not depend on whether others need theirs."""
+    budget = _tolerance(target, target.contract.key(args).dtype)
+    twice = Tolerance(rms=2 * budget.rms, peak=2 * budget.peak)
+    of_all = iter(together)
+    for at, name in enumerate(target.contract.parameters):
+        if not floats(args[at]):
+            continue
+        wanted, leaf = next(of_all), args[at].detach().requires_grad_()
+        if leaf.dtype is FREEZING:
+            results = target.call((*args[:at], leaf, *args[at + 1 :]))
+            (found,) = torch.autograd.grad(results, [leaf], grads)
+            used = shares(found, np.asarray(exact(wanted)), twice, roundings=2 * ROUNDINGS)
+            seen.expect("gradient", used.within, f"of {name} alone, beside that of all: {used}")
+
+
 def floats(arg: Any) -> bool:
     return isinstance(arg, Tensor) and arg.is_floating_point()
 
 
 def _incoming(target: Target, sample: str, i: int, result: Tensor) -> Tensor:
-    """The gradient that reaches the i-th result."""
-    name = f"{sample}.grad{i or ''}"
-    return Draw(target.op).plain(name, tuple(result.shape), result.dtype, target.device)
+    """The gradient that reaches the i-th result, laid out as a sample of a layout is."""
+    draw, name = Draw(target.op), f"{sample}.grad{i or ''}"
+    layout = next((layout for layout in LAYOUTS if f"_{layout}" in sample), "plain")
+    return draw.rows(name, tuple(result.shape), result.dtype, target.device, layout)
 
 
 def _compare(

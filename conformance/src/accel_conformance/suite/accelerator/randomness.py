@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from accel.accelerator import Accelerator
 from accel_conformance.case import Evidence
 from accel_conformance.suite.accelerator.lacking import lacks
+
+LONG_SEED = 2**40 + 7  # more than 32 bits of a seed count
 
 
 def state_round_trips(acc: Accelerator, seen: Evidence) -> None:
@@ -18,6 +23,7 @@ def state_round_trips(acc: Accelerator, seen: Evidence) -> None:
         seen.expect("types", right, f"get_rng_state({index}) is {state!r:.80}, no ByteTensor")
         once = _draw(acc)
         other = _draw(acc)
+        acc.get_rng_state(index)  # which leaves a state that was given out as it is
         acc.set_rng_state(state, index)
         again = _draw(acc)
         seen.expect("random", torch.equal(once, again), f"set_rng_state(state, {index}) does not")
@@ -36,8 +42,65 @@ def seeding_reproduces(acc: Accelerator, seen: Evidence) -> None:
         seen.expect("random", torch.equal(draws[0], draws[1]), f"{name}(7) twice: other numbers")
         differ = not torch.equal(draws[0], draws[2])
         seen.expect("random", differ, f"{name}(7) and {name}(8) give the same numbers")
-        found = acc.initial_seed()
-        seen.expect("random", found == 8, f"after {name}(8) initial_seed() is {found!r}")
+        for value in (8, LONG_SEED):
+            seed(value)
+            found = acc.initial_seed()
+            says = f"after {name}({value}) initial_seed() is {found!r}"
+            seen.expect("random", found == value, says)
+
+
+def states_are_the_devices_own(acc: Accelerator, seen: Evidence) -> None:
+    """What is drawn, seeded or set on one device is of no other, whichever is current."""
+    if lacks(acc, "rng_state", seen):
+        return
+    indices = range(acc.device_count())
+    for index, other in zip(indices, reversed(indices)):
+        with _on(acc, index):
+            states = _states(acc)
+            acc.manual_seed(100 + index)
+            _only(seen, acc, states, index, "manual_seed()")
+            states = _states(acc)
+            _draw(acc)
+            _only(seen, acc, states, index, "a draw")
+            acc.set_rng_state(states[index], other)
+            same = torch.equal(acc.get_rng_state(other), states[index])
+            says = f"set_rng_state(state, {other}) with {index} current sets another"
+            seen.expect("independent", same, says)
+    for index in indices:
+        with _on(acc, index):
+            acc.manual_seed(100 + index)
+    for index in indices:
+        with _on(acc, index):
+            found = acc.initial_seed()
+            says = f"device {index} was seeded with {100 + index}; initial_seed() is {found!r}"
+            seen.expect("independent", found == 100 + index, says)
+    acc.manual_seed_all(7)
+    alike = {bytes(state.numpy()) for state in _states(acc)}
+    seen.expect("independent", len(alike) == 1, "manual_seed_all() seeds some devices only")
+
+
+def _only(
+    seen: Evidence, acc: Accelerator, before: list[torch.Tensor], index: int, what: str
+) -> None:
+    """Of all states the one at ``index`` has changed since."""
+    now = _states(acc)
+    moved = [i for i, (one, other) in enumerate(zip(before, now)) if not torch.equal(one, other)]
+    says = f"{what} on device {index} moves the state of {moved}"
+    seen.expect("independent", moved == [index], says)
+
+
+def _states(acc: Accelerator) -> list[torch.Tensor]:
+    return [acc.get_rng_state(index).clone() for index in range(acc.device_count())]
+
+
+@contextmanager
+def _on(acc: Accelerator, index: int) -> Iterator[None]:
+    before = acc.current_device()
+    acc.set_device(index)
+    try:
+        yield
+    finally:
+        acc.set_device(before)
 
 
 def generator_is_the_devices_own(acc: Accelerator, seen: Evidence) -> None:
@@ -65,4 +128,10 @@ def _draw(acc: Accelerator) -> torch.Tensor:
     return torch.rand(100, device=acc.device())
 
 
-CHECKS = (state_round_trips, seeding_reproduces, generator_is_the_devices_own, random_is_torchs)
+CHECKS = (
+    state_round_trips,
+    seeding_reproduces,
+    states_are_the_devices_own,
+    generator_is_the_devices_own,
+    random_is_torchs,
+)

@@ -60,6 +60,8 @@ def visible_devices_go_where_asked(acc: Accelerator, seen: Evidence) -> None:
     says = f"set_visible_devices_envs(env, [1, 0]) makes it {env}"
     seen.expect("environment", env == {"KEPT": "1", **dict.fromkeys(names, "1,0")}, says)
     seen.expect("environment", dict(os.environ) == before, "os.environ changed")
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def collectives_are_named(acc: Accelerator, seen: Evidence) -> None:

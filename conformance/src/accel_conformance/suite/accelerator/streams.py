@@ -18,6 +18,7 @@ from accel_conformance.suite.accelerator.lacking import lacks
 
 PAUSE_MS = 20.0
 WORK_MS = 10.0
+TRIES = 3  # a busy machine may come too late to see work undone, but not each time
 
 
 def questions_are_bools(acc: Accelerator, seen: Evidence) -> None:
@@ -73,6 +74,52 @@ def streams_finish(acc: Accelerator, seen: Evidence) -> None:
     seen.expect("streams", done is True, f"after synchronize() query() is {done!r}")
     acc.synchronize()
     acc.synchronize(acc.current_device())
+
+
+def synchronize_waits(acc: Accelerator, seen: Evidence) -> None:
+    """Each of the ways to wait returns when the work is done, and not before."""
+    if lacks(acc, "streams", seen) or lacks(acc, "events", seen):
+        return
+    ways = {
+        "acc.synchronize()": ("streams", lambda stream, event: acc.synchronize()),
+        "stream.synchronize()": ("streams", lambda stream, event: stream.synchronize()),
+        "event.synchronize()": ("events", lambda stream, event: event.synchronize()),
+    }
+    for name, (rule, wait) in ways.items():
+        cell, stream, event = _working(acc)
+        wait(stream, event)
+        beside = acc.Stream()  # which nothing orders after the work
+        with acc.stream(beside):
+            read = cell.clone()
+        beside.synchronize()
+        seen.expect(rule, bool((read == 1).all()), f"{name} returns before the work is done")
+        acc.synchronize()
+
+
+def queries_tell_what_is_done(acc: Accelerator, seen: Evidence) -> None:
+    """Of work that takes a while query() says once at least that it is not done."""
+    if lacks(acc, "streams", seen) or lacks(acc, "events", seen):
+        return
+    for rule, which in {"streams": 1, "events": 2}.items():
+        denied = acc.is_synchronized_device()
+        for _ in range(TRIES):
+            asked = _working(acc)[which]
+            denied = denied or asked.query() is False
+            acc.synchronize()
+            done = asked.query()
+            seen.expect(rule, done is True, f"after synchronize() query() is {done!r}")
+        seen.expect(rule, denied, "query() says of work that was just queued that it is done")
+
+
+def _working(acc: Accelerator) -> tuple[torch.Tensor, Any, Any]:
+    """(zeros that long work makes ones, the stream where it does, an event after it)"""
+    stream, event = acc.Stream(), acc.Event()
+    cell = torch.zeros(1 << 16, device=acc.device())
+    acc.synchronize()
+    with acc.stream(stream):
+        cell += _long_work(acc) * 0 + 1
+        event.record()
+    return cell, stream, event
 
 
 def events_order_streams(acc: Accelerator, seen: Evidence) -> None:
@@ -161,6 +208,8 @@ CHECKS = (
     streams_are_left_by_exceptions,
     default_stream_is_current_outside,
     streams_finish,
+    synchronize_waits,
+    queries_tell_what_is_done,
     events_order_streams,
     events_tell_milliseconds,
 )

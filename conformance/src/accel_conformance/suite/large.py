@@ -1,14 +1,15 @@
-"""Shape invariance where a fault that is rare, or that long sums have, would show.
+"""A million results of sums of two thousand terms, where a fault that is rare or that long sums
+have would show.
 
-An op of a million results and sums of two thousand terms, cut into batches of other heights, on
-1, 2 and 3 threads: every row has the same bits. One case per op, implementation and dtype of those
-that claim it; the samples' own shapes are those of rows.py.
+Of every implementation, in one dtype, each result is held to its own bound. Of those that claim
+shape invariance, in all, the rows are cut into batches of other heights, on 1, 2 and 3 threads, and
+have the same bits. The samples' own shapes are those of numerics.py and rows.py.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -20,10 +21,14 @@ from accel.contracts import Contract
 from accel.contracts.inputs import Draw
 from accel.refusal import Refusal
 from accel_conformance.case import Case, Evidence
+from accel_conformance.expected import expected
 from accel_conformance.subject import Subject
 from accel_conformance.suite import regroup
+from accel_conformance.suite.numerics import componentwise
 from accel_conformance.suite.rows import cancelling, on_threads
 from accel_conformance.target import Args, Results, Target, each, name_of, same_bits
+
+Check = Callable[[Target, Args, Evidence], None]
 
 RESULTS = 10**6
 WIDTH, OTHER = 2051, 509  # of a row, and of what else is larger than SMALL: no multiples of a tile
@@ -39,43 +44,63 @@ SEQUENCES = ((1500, 1500), (1, 1), (33, 40), (517, 517))  # attention's queries 
 HEADS, KEY_HEADS, HEAD_DIM = 8, 2, 64
 # Ops whose rows other arguments speak of, each in a way of its own.
 OWN_ROWS = ("grouped_linear", "transformer_layer")
+BY_QUERY = ("attention",)  # which an oracle computes too slowly for so many
 
 
 def cases(subject: Subject) -> Iterator[Case]:
     for target in subject.targets:
-        if not target.impl.shape_invariant or target.op in OWN_ROWS:
+        if target.op in OWN_ROWS:
             continue
-        for dtype in subject.dtypes(target):
-            about = f"rows/{target.op}/{target.impl.id}/{name_of(dtype)}"
-            who = (target.op, target.impl.id, name_of(dtype))
-            yield Case(
-                f"{about}/a_million", partial(a_million, target, dtype, subject.accelerator), *who
-            )
+        dtypes = subject.dtypes(target)
+        asked: dict[Check, list[torch.dtype]] = {
+            rows: dtypes if target.impl.shape_invariant else [],
+            accurate: dtypes[: target.op not in BY_QUERY],
+        }
+        for check, some in asked.items():
+            for dtype in some:
+                yield Case(
+                    f"large/{target.op}/{target.impl.id}/{name_of(dtype)}/{check.__name__}",
+                    partial(_run, check, target, dtype, subject.accelerator),
+                    target.op,
+                    target.impl.id,
+                    name_of(dtype),
+                )
 
 
-def a_million(target: Target, dtype: torch.dtype, acc: Accelerator, seen: Evidence) -> None:
-    """All rows at once on one thread, against other threads and batches."""
-    plain = _arguments(target.contract, dtype, target.device)
-    needed, there = _products(target.contract, plain), acc.properties().total_memory
+def _run(
+    check: Check, target: Target, dtype: torch.dtype, acc: Accelerator, seen: Evidence
+) -> None:
+    args = _arguments(target.contract, dtype, target.device)
+    needed, there = _products(target.contract, args), acc.properties().total_memory
     if there is not None and needed > there:
         want = f"{needed} bytes, for a kernel that holds every product of {RESULTS} sums"
         seen.refused([Refusal("memory", want, f"{there}", "a device with more memory")])
         return
-    rows = regroup.count(target.contract, plain)
+    seen.input = target.told(args)
     with target.alone():
-        if target.declines(seen, plain):
-            return
-        seen.ran = target.bound(plain)
-        for (kind, arranged), args in zip(ARRANGED.items(), (plain, cancelling(plain))):
-            with on_threads(1):
-                whole = regroup.by_row(target.call(args), rows)
-            for threads, heights in arranged:
-                with on_threads(threads):
-                    found = _in_batches(target, args, rows, heights or (rows,))
-                how = f"in batches of {heights} rows" if heights else "all rows at once"
-                same = same_bits(found, whole)
-                says = "" if same else _differing(found, whole)
-                seen.expect("rows", same, f"{how} on {threads} threads, {says} ({kind} values)")
+        if not target.declines(seen, args):
+            seen.ran = target.bound(args)
+            check(target, args, seen)
+
+
+def accurate(target: Target, args: Args, seen: Evidence) -> None:
+    """The largest of a million errors is larger than a sample's: each has a bound of its own."""
+    componentwise(seen, target.call(args), expected(target.contract, args), "accuracy")
+
+
+def rows(target: Target, plain: Args, seen: Evidence) -> None:
+    """All rows at once on one thread, against other threads and batches."""
+    count = regroup.count(target.contract, plain)
+    for (kind, arranged), args in zip(ARRANGED.items(), (plain, cancelling(plain))):
+        with on_threads(1):
+            whole = regroup.by_row(target.call(args), count)
+        for threads, heights in arranged:
+            with on_threads(threads):
+                found = _in_batches(target, args, count, heights or (count,))
+            how = f"in batches of {heights} rows" if heights else "all rows at once"
+            same = same_bits(found, whole)
+            says = "" if same else _differing(found, whole)
+            seen.expect("rows", same, f"{how} on {threads} threads, {says} ({kind} values)")
 
 
 def _arguments(contract: Contract, dtype: torch.dtype, device: torch.device) -> Args:
