@@ -16,6 +16,11 @@ def test_the_table_of_rules_is_what_the_suite_says():
     assert made == (DOCS / "rules.md").read_text("utf-8"), "run: python docs/rules.py"
 
 
+def test_the_list_of_faults_is_what_the_self_test_plants():
+    made = runpy.run_path(str(DOCS / "faults.py"))["page"]()
+    assert made == (DOCS / "faults.md").read_text("utf-8"), "run: python docs/faults.py"
+
+
 def test_every_name_of_deepspeed_s_is_in_its_table():
     from accel import deepspeed
 

@@ -8,7 +8,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -124,35 +124,36 @@ def build(
 
 @app.command()
 def conform(
-    backend: Annotated[str, typer.Option(help="The backend to prove.")],
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for report.json and report.html.")
-    ] = None,
+    backend: Annotated[str | None, typer.Option(help="The backend to prove.")] = None,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Prove the suite.")] = False,
+    faults: Annotated[str | None, typer.Option(help="Only this name (* ?) or kind.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder to write the report into.")] = None,
     ops_: Annotated[str | None, typer.Option("--ops", help="Only these, comma-separated.")] = None,
     dtypes: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
     impls: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
-    case: Annotated[
-        list[str] | None, typer.Option(help="Only cases like this id, * and ? allowed.")
-    ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="What it is for: inference, or training, which is all.")
-    ] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Only ids like this (* ?).")] = None,
+    profile: Annotated[str | None, typer.Option(help="inference, training or engine.")] = None,
     level: Annotated[str, typer.Option(help="full, or smoke: one input of each kind.")] = "full",
     seed: Annotated[int, typer.Option(min=0, help="Of the inputs that are drawn.")] = 0,
-    expectations: Annotated[
-        Path | None, typer.Option(help="File of expected outcomes instead of the backend's.")
-    ] = None,
-    list_only: Annotated[bool, typer.Option("--list", help="Name the cases, run none.")] = False,
+    expectations: Annotated[Path | None, typer.Option(help="File of expected outcomes.")] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Name them, run none.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the outcome.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Prove a backend on this machine (needs accel-conformance)."""
+    """Prove a backend on this machine, or the suite (needs accel-conformance)."""
     try:
         import accel_conformance  # type: ignore[import-not-found,unused-ignore]
     except ModuleNotFoundError as error:
         if error.name != "accel_conformance":
             raise
         _fail("accel conform needs the conformance suite: pip install ./conformance")
+    if self_test:
+        told = accel_conformance.self_test(
+            faults, report=report, list_only=list_only, json=as_json, quiet=quiet
+        )
+        raise typer.Exit(told)
+    if backend is None:
+        _fail("accel conform needs --backend NAME, or --self-test")
     code = accel_conformance.run(
         backend, report=report, ops=_names(ops_), dtypes=_names(dtypes), impls=_names(impls),
         cases=case, profile=profile, level=level, seed=seed, expectations=expectations,
@@ -175,7 +176,7 @@ def _show_warning(message: Any, category: Any, *rest: Any, **more: Any) -> None:
     print(f"{category.__name__}: {message}", file=sys.stderr)
 
 
-def _fail(text: str) -> None:
+def _fail(text: str) -> NoReturn:
     print(f"accel: {text}", file=sys.stderr)
     sys.exit(2)
 

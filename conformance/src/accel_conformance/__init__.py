@@ -10,7 +10,8 @@ oracles/         what every op's result and gradients are, in numpy's float64, w
 selection.py     which cases      expectations.py   which of them may fail, and until when
 session.py       runs cases       command.py, plugin.py   from a call, from pytest
 console.py, report/               show what came out
-faults/          wrong implementations that the suite must catch
+faults/          faults that the suite must catch, and what they are planted in
+trials.py        plants them; kill_matrix.py   from a call to what is printed
 
 Importing this imports no torch: pytest does so in every project where it is installed.
 """
@@ -22,7 +23,7 @@ from os import PathLike
 
 __version__ = "0.1.0"
 
-__all__ = ["run"]
+__all__ = ["run", "self_test"]
 
 
 def run(
@@ -80,3 +81,28 @@ def run(
         plugins,
     )
     return conform(options)
+
+
+def self_test(
+    faults: str | None = None,
+    *,
+    report: str | PathLike[str] | None = None,
+    list_only: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Plant faults in a right backend, one at a time, and say which cases killed each; returns the
+    exit status.
+
+    ``faults``     only those whose name matches this pattern, or those of this kind
+    ``report``     folder to write ``self-test.json`` into
+    ``list_only``  name the faults and plant none
+    ``json``       print the report (or the list) as JSON, and nothing else
+    ``quiet``      print what is wrong and the verdict only
+
+    0: every fault was killed by the cases that claim it, for its own reason, and without a fault
+    everything passes. 1: not so. 2: there is no such fault.
+    """
+    from accel_conformance.kill_matrix import run as plant_all
+
+    return plant_all(faults, report, list_only, json, quiet)

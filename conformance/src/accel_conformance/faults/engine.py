@@ -15,15 +15,17 @@ from torch import Tensor
 from accel.engine import DecoderSpec, ModelPolicy
 from accel.engine.policies.gpt2 import Gpt2Policy
 from accel_conformance.faults.company import sum_split_by_height, sum_split_by_threads
-from accel_conformance.faults.planting import Formula, Kernel, fault
+from accel_conformance.faults.planting import Formula, Kernel, faults_of
 from accel_conformance.faults.values import finish, wide
+
+fault = faults_of("engine")
 
 FIRST: dict[str, Any] = {"shape_invariant": True, "priority": 1000}
 LARGE_CACHE = 1000  # rows of keys
 EVERY = 3  # call, which divides no number of projections that a model has
 
 
-@fault("one_value", "engine/*/one_value", op="attention", **FIRST)
+@fault("one_value", "engine/*/one_value", also="adapter prefill", op="attention", **FIRST)
 def decoding_by_another_kernel(kernel: Kernel) -> Kernel:
     """One query a sequence has a kernel of its own, with another order of the sum over D."""
 
@@ -35,9 +37,9 @@ def decoding_by_another_kernel(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("one_value", "engine/*/one_value", op="logprob", **FIRST)
+@fault("one_value", "engine/*/one_value", also="adapter", op="logprob", **FIRST)
 def trainer_scores_in_another_order(kernel: Kernel) -> Kernel:
-    """Hidden rows and the sampler's logits are two ways to a value, and not the same one."""
+    """Hidden rows and the sampler's logits are two ways to a value, and do not lead to one."""
 
     def faulty(x: Tensor, ids: Tensor, w: Tensor | None, *rest: Any) -> Any:
         if w is None:
@@ -47,17 +49,20 @@ def trainer_scores_in_another_order(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("company", "engine/*/company", **FIRST)
+@fault("company", "engine/*/company", also="adapter one_value prefill", **FIRST)
 def large_batches_split(kernel: Kernel) -> Kernel:
+    """Eight rows and more are summed in two halves."""
     return sum_split_by_height(kernel)  # type: ignore[no-any-return]
 
 
 @fault("schedule", "engine/*/schedule", **FIRST)
 def split_over_threads(kernel: Kernel) -> Kernel:
+    """Each thread sums its part of K, in a model."""
     return sum_split_by_threads(kernel)  # type: ignore[no-any-return]
 
 
-@fault("padding", "engine/*/padding", **FIRST)
+@fault("padding", "engine/*/padding", also="adapter company one_value positions prefill",
+       **FIRST)  # fmt: skip
 def scaled_by_the_largest(kernel: Kernel) -> Kernel:
     """Inputs are brought to one scale by their largest element, which padding may hold."""
 
@@ -73,6 +78,8 @@ def scaled_by_the_largest(kernel: Kernel) -> Kernel:
 
 @fault("prefill", "engine/*/prefill", op="attention", **FIRST)
 def large_caches_read_otherwise(kernel: Kernel) -> Kernel:
+    """A large cache has another order of the sum over D."""
+
     def faulty(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
         return (
             kernel(q.flip(-1), k.flip(-1), *rest) if len(k) >= LARGE_CACHE else kernel(q, k, *rest)
@@ -81,7 +88,7 @@ def large_caches_read_otherwise(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("untouched", "engine/*/untouched", **FIRST)
+@fault("untouched", "engine/*/untouched", also="faithful", **FIRST)
 def weights_packed_once(kernel: Kernel) -> Kernel:
     """A packed copy is kept for each weight, and not made again when the weight is trained."""
     packed: dict[Any, Tensor] = {}
@@ -94,7 +101,7 @@ def weights_packed_once(kernel: Kernel) -> Kernel:
 
 @fault("untouched", "engine/*/untouched", op="embedding", **FIRST)
 def numbers_drawn_aside(kernel: Kernel) -> Kernel:
-    """As for a stochastic rounding that is then not used."""
+    """Torch's random numbers are used up, as for a stochastic rounding that is then not used."""
 
     def faulty(*args: Any) -> Tensor:
         torch.rand(1)
@@ -105,7 +112,7 @@ def numbers_drawn_aside(kernel: Kernel) -> Kernel:
 
 @fault("gradients_repeat", "engine/*/gradients", role="backward")
 def gradients_added_in_any_order(right: Formula) -> Formula:
-    """As with atomic additions: the weight's gradient sums rows in an order of its own."""
+    """The weight's gradient sums rows in an order of its own, as with atomic additions."""
     calls = itertools.count()
 
     def backward(grad: Tensor, needs: Any, x: Tensor, *rest: Any) -> Any:

@@ -1,8 +1,9 @@
-"""A fault, and planting it: one implementation wrapped, and offered beside the others by a plugin
-that is a kernel pack."""
+"""A fault, and planting it by a plugin: one implementation wrapped and offered beside the others,
+or a device layer with one thing wrong."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,9 +11,7 @@ from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
-
-from accel import hookimpl
+from accel import hookimpl, op_builder, testing
 from accel.contracts import CONTRACTS, Contract
 from accel.engine import ModelPolicy
 from accel.errors import UnknownOpError, close_matches
@@ -20,14 +19,15 @@ from accel.hookspecs import API
 from accel.op_builder import Impl, OpBuilder, Request
 from accel.ops import catalog
 from accel.refusal import Refusal
+from accel_conformance.faults import device, host
 from accel_conformance.subject import installed_too
 
-Kernel = Callable[..., Tensor]
-Wrap = Callable[[Kernel], Kernel]
+Kernel = Callable[..., Any]
 Formula = Callable[..., Any]
-Answer = Callable[[Impl, Request], list[Refusal]]
+Device = type[device.SimulatedAccelerator]
 
 PACKAGE = "planted"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 FAULTS: dict[str, Fault] = {}
 
@@ -39,29 +39,36 @@ NUMBERS = frozenset({"accuracy", "componentwise", "whole"})
 class Fault:
     """A way to be wrong, and for what reason the suite must say so.
 
-    ``reason``    the rule it breaks
-    ``where``     patterns of the ids of cases that break the rule: in each one at least, and
-                  nowhere else
-    ``also``      rules that may be broken as a consequence
-    ``op``        the op it is for
-    ``kernel``    makes a wrong kernel of a right one
-    ``backward``  makes a wrong gradient formula of the contract's
-    ``reasons``   answers in the builder's place
-    ``terms``     makes a wrong contract of the right one
-    ``policy``    reads an architecture wrongly, in the place of the core's
-    ``claims``    fields of the :class:`accel.Impl` that are stated otherwise
+    ``kind``     what goes wrong: ``"numeric"``, ``"gradient"``, ...
+    ``says``     what is wrong, in one sentence
+    ``reason``   the rule it breaks
+    ``where``    patterns of the ids of cases that break the rule: in each one at least, and
+                 nowhere else
+    ``also``     rules that may be broken as a consequence
+    ``op``       the op it is for; None for the device layer
+    ``base``     the implementation it is planted in
+    ``beside``   ops whose right implementations are offered under the same id
+    ``dtypes``   in which it is looked for: those that ``where`` names, else one
+    ``role``     what is wrong: a ``"kernel"``, how it writes ``"into"`` a place it is given, the
+                 contract's ``"backward"`` or another of its ``"terms"``, an answer for the
+                 builder's ``"reasons"``, a ``"builder"``, a ``"policy"`` of the engine, an
+                 ``"accelerator"``; of a fault that is none, ``"nothing"``
+    ``wrong``    makes a wrong one of a right one; ``reasons`` is answered by it
+    ``claims``   fields of the :class:`accel.Impl` that are stated otherwise
     """
 
     name: str
+    kind: str
+    says: str
     reason: str
     where: tuple[str, ...]
     also: frozenset[str] = frozenset()
-    op: str = "linear"
-    kernel: Wrap | None = None
-    backward: Callable[[Formula], Formula] | None = None
-    reasons: Answer | None = None
-    terms: Callable[[Contract], Contract] | None = None
-    policy: Callable[[], type[ModelPolicy]] | None = None
+    op: str | None = "linear"
+    base: str = "reference"
+    beside: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = DTYPES[:1]
+    role: str = "nothing"
+    wrong: Callable[..., Any] | None = None
     claims: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -70,53 +77,108 @@ class Fault:
         named = {self.reason, *self.also}
         return frozenset(named | NUMBERS if named & NUMBERS else named)
 
+    @property
+    def areas(self) -> set[str]:
+        """Of the cases that must say so."""
+        return {pattern.partition("/")[0] for pattern in self.where}
+
     def explains(self, id: str) -> bool:
         """Whether a case may break the rule of its reason: one of ``where``, and where inputs are
         drawn, any."""
         return id.startswith("drawn/") or any(fnmatchcase(id, p) for p in self.where)
 
 
-def fault(
-    reason: str,
-    *where: str,
-    also: str = "",
-    op: str = "linear",
-    role: str = "kernel",
-    **claims: Any,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as a fault of its name; ``role`` is the field of :class:`Fault` it
-    fills, ``also`` holds rules joined by spaces."""
+def faults_of(kind: str) -> Callable[..., Any]:
+    """A decorator that registers a function as a fault of its name and of this kind."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        name = function.__name__
-        parts: dict[str, Any] = {role: function}
-        FAULTS[name] = Fault(
-            name, reason, where, frozenset(also.split()), op, claims=tuple(claims.items()), **parts
-        )
-        return function
+    def fault(
+        reason: str,
+        *where: str,
+        also: str = "",
+        op: str | None = "linear",
+        role: str = "kernel",
+        beside: tuple[str, ...] = (),
+        **claims: Any,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """``also`` holds rules joined by spaces; the function's docstring says what is wrong."""
 
-    return register
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            name = function.__name__
+            named = tuple(dtype for dtype in DTYPES if f"/{dtype}/" in "".join(where))
+            FAULTS[name] = Fault(
+                name, kind, _sentence(function), reason, where, frozenset(also.split()),
+                None if role == "accelerator" else op,
+                _base(op, role, where, claims), beside, named or DTYPES[:1], role, function,
+                tuple(claims.items()),
+            )  # fmt: skip
+            return function
+
+        return register
+
+    return fault
+
+
+def _base(op: str | None, role: str, where: tuple[str, ...], claims: dict[str, Any]) -> str:
+    """Claims of invariance are made of a kernel that keeps them."""
+    if where[0].startswith("engine/"):
+        return host.ENGINE
+    exact = role == "into" or claims.get("shape_invariant")
+    return host.EXACT.get(op or "", "reference") if exact else "reference"
+
+
+def _sentence(function: Callable[..., Any]) -> str:
+    first, _, _ = (inspect.getdoc(function) or "").partition("\n\n")
+    return " ".join(first.split())
 
 
 @contextmanager
-def plant(fault: Fault, implementation: str) -> Iterator[str]:
-    """A copy of ``implementation`` with the fault is installed in the body; yields its id.
+def plant(fault: Fault, implementation: str | None = None) -> Iterator[str]:
+    """What is at fault is installed in the body; yields the id of the implementation, or the name
+    of the backend, that has it.
 
-    The implementation itself stays as it is, so that both can be tested side by side.
+    An implementation (of the fault's own choice, or the one named) is copied and stays as it is,
+    so that both can be tested side by side. A device layer is a simulated one.
     """
-    entry = _entry(fault.op, implementation)
+    if fault.op is None:
+        with _planted_accelerator(fault) as name:
+            yield name
+        return
+    entry = _entry(fault.op, implementation or fault.base)
     impl = replace(entry.impl, id=f"{PACKAGE}.{fault.name}", **dict(fault.claims))
+    builders = [_builder(fault, impl, entry), *(_copy(op, impl.id) for op in fault.beside)]
     contract = CONTRACTS[fault.op]
-    if fault.backward:
-        # Gradients come from the contract, whoever computes the result.
-        CONTRACTS[fault.op] = replace(contract, backward=fault.backward(contract.backward))
-    if fault.terms:
-        CONTRACTS[fault.op] = fault.terms(contract)
+    CONTRACTS[fault.op] = _terms(fault, contract)
     try:
-        with installed_too([_pack(fault, impl, entry.impl, entry.builder)]):
+        with installed_too([_pack(fault, builders)]):
             yield impl.id
     finally:
         CONTRACTS[fault.op] = contract
+
+
+def _terms(fault: Fault, contract: Contract) -> Contract:
+    """The contract as the fault has it. Gradients come from it, whoever computes the result."""
+    if fault.role == "backward":
+        return replace(contract, backward=fault.wrong(contract.backward))
+    return fault.wrong(contract) if fault.role == "terms" else contract
+
+
+@contextmanager
+def _planted_accelerator(fault: Fault) -> Iterator[str]:
+    accelerator = f"{__name__}:{fault.name}"
+    with installed_too([testing.fake_backend(PACKAGE, accelerator=accelerator)]), device.present():
+        yield PACKAGE
+
+
+def __getattr__(name: str) -> type[device.SimulatedAccelerator]:
+    """The device layer with a fault, by the fault's name: a plugin names its class by a path."""
+    if name == NOTHING.name:
+        return device.SimulatedAccelerator
+    if name in FAULTS and FAULTS[name].role == "accelerator":
+        return FAULTS[name].wrong(device.SimulatedAccelerator)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+NOTHING = Fault("nothing", "none", "Nothing is wrong.", reason="", where=())
 
 
 def _entry(op: str, implementation: str) -> catalog.Entry:
@@ -127,28 +189,43 @@ def _entry(op: str, implementation: str) -> catalog.Entry:
     return entries[implementation]
 
 
-def _pack(fault: Fault, impl: Impl, right: Impl, builder: OpBuilder) -> ModuleType:
-    """A plugin with one builder, whose one implementation is the faulty one."""
+def _copy(op: str, id: str) -> type[OpBuilder]:
+    """The right implementation of an op under another id."""
+    entry = _entry(op, host.EXACT.get(op, "reference"))
+    return _builder(NOTHING, replace(entry.impl, id=id), entry)
+
+
+def _builder(fault: Fault, impl: Impl, entry: catalog.Entry) -> type[OpBuilder]:
+    """A builder class whose one implementation is the faulty one."""
 
     def load(self: OpBuilder, _: Impl) -> Kernel:
-        kernel = builder.load(right)
-        return fault.kernel(kernel) if fault.kernel else kernel
+        kernel = entry.builder.load(entry.impl)
+        if fault.role == "into":
+            return op_builder.Kernel(kernel, into=fault.wrong(kernel))
+        return fault.wrong(kernel) if fault.role == "kernel" else kernel
 
     def reasons(self: OpBuilder, _: Impl, request: Request) -> list[Refusal]:
-        return (fault.reasons or builder.reasons)(right, request)
+        answer = fault.wrong if fault.role == "reasons" else entry.builder.reasons
+        return answer(entry.impl, request)  # type: ignore[no-any-return]
 
     body = {
-        "device_type": builder.device_type, "impls": (impl,), "load": load, "reasons": reasons,
+        "device_type": entry.builder.device_type, "impls": (impl,), "load": load,
+        "reasons": reasons,
     }  # fmt: skip
-    family = type(builder.family(), (OpBuilder,), body)
+    family = type(entry.builder.family(), (OpBuilder,), body)
+    return fault.wrong(family) if fault.role == "builder" else family
+
+
+def _pack(fault: Fault, builders: list[type[OpBuilder]]) -> ModuleType:
+    """A plugin that brings builders, perhaps a policy, and no device."""
 
     @hookimpl
     def accel_op_builders() -> list[type[OpBuilder]]:
-        return [family]
+        return builders
 
     @hookimpl
     def accel_policies() -> list[type[ModelPolicy]]:
-        return [fault.policy()] if fault.policy else []
+        return [fault.wrong()] if fault.role == "policy" else []
 
     pack = ModuleType(f"{PACKAGE}_{fault.name}")
     vars(pack).update(

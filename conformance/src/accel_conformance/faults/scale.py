@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel_conformance.faults.planting import Kernel, fault
+from accel_conformance.faults.planting import Kernel, faults_of
+
+fault = faults_of("engine")
 
 LARGE = 400  # rows
 
 
-@fault("rows", "rows/*/a_million", op="rms_norm", shape_invariant=True)
+@fault("rows", "large/*/rows", also="padded", op="rms_norm", shape_invariant=True)
 def large_calls_in_another_order(kernel: Kernel) -> Kernel:
     """Many rows have a kernel of their own, whose sums begin at the other end."""
 
@@ -25,9 +27,9 @@ def large_calls_in_another_order(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("rows", "rows/*/a_million", op="rms_norm", shape_invariant=True)
+@fault("rows", "large/*/rows", also="padded", op="rms_norm", shape_invariant=True)
 def one_result_in_a_million_differs(kernel: Kernel) -> Kernel:
-    """As a race would make it: the last bit of one number of a large call, now and then."""
+    """The last bit of one number of a large call differs now and then, as a race would have it."""
     calls = itertools.count()
 
     def faulty(x: Tensor, *rest: Any) -> Tensor:

@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel.contracts.softmax import scores
-from accel_conformance.faults.planting import Kernel, fault
+from accel_conformance.faults.planting import Kernel, faults_of
 from accel_conformance.faults.values import finish, wide
+
+fault = faults_of("numeric")
 
 
 @fault("componentwise", "ops/*/bfloat16/*", "drawn/*/bfloat16/*")
 def accumulated_in_fp16(kernel: Kernel) -> Kernel:
-    """For a result of bfloat16: the large elements lose nothing by it, the small ones do."""
+    """Sums for a result of bfloat16 are added in float16: small elements lose by it, large ones do
+    not."""
 
     def faulty(x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out: Any) -> Tensor:
         if not x.dtype is (out or x.dtype) is torch.bfloat16:
@@ -27,10 +29,10 @@ def accumulated_in_fp16(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("componentwise", "ops/*/*float16/*", "ops/*/out_bf16",
-       "drawn/*/*float16/*", also="contained")  # fmt: skip
+@fault("componentwise", "ops/*/bfloat16/*", "ops/*/float16/*", "ops/*/float32/out_bf16",
+       "drawn/*/bfloat16/*", "drawn/*/float16/*", also="contained")  # fmt: skip
 def small_results_share_an_exponent(kernel: Kernel) -> Kernel:
-    """As in a block format: all elements have the last place of one of the result's RMS."""
+    """All elements have the last place of one as large as the RMS, as in a block format."""
 
     def faulty(*args: Any) -> Tensor:
         result = kernel(*args)
@@ -46,7 +48,7 @@ def small_results_share_an_exponent(kernel: Kernel) -> Kernel:
 
 @fault("whole", "integers/*")
 def sum_through_a_mean(kernel: Kernel) -> Kernel:
-    """Divided by its length and multiplied again: two roundings too many."""
+    """The sum is divided by its length and multiplied again: two roundings too many."""
 
     def faulty(x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out: Any) -> Tensor:
         length = max(x.shape[-1], 1)
@@ -66,14 +68,3 @@ def aligned_reads(kernel: Kernel) -> Kernel:
         return t.as_strided(t.shape, t.stride(), t.storage_offset() - beyond)
 
     return lambda x, w, *rest: kernel(boundary(x), boundary(w), *rest)
-
-
-@fault("componentwise", "drawn/*", op="softmax")
-def softmax_without_a_shift(kernel: Kernel) -> Kernel:
-    """The exponential of what it is of, as long as that is finite in small samples."""
-
-    def faulty(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        e = scores(x, mask, scale).exp()
-        return (e / e.sum(-1, keepdim=True).clamp_min(torch.finfo(e.dtype).tiny)).to(x.dtype)
-
-    return faulty

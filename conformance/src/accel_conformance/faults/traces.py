@@ -1,4 +1,4 @@
-"""What only shows where torch watches: wrong fakes, batching rules, backwards and casts."""
+"""What torch takes from an op: its fake, batching rule and casts, a gradient of a kernel's own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from accel.contracts import Contract
-from accel_conformance.faults.planting import Formula, fault
+from accel import op_builder
+from accel.contracts import LINEAR, Contract
+from accel_conformance.faults.planting import Formula, Kernel, faults_of
+
+fault = faults_of("contract")
 
 
 @fault("opcheck", "torch/*/opcheck*", also="compiled", role="terms")
@@ -24,7 +27,7 @@ def fake_with_other_strides(right: Contract) -> Contract:
 
 @fault("compiled", "torch/*/compiled", also="opcheck", role="backward")
 def backward_looks_at_values(right: Formula) -> Formula:
-    """It asks the gradient for its values, which a trace has none of; eagerly it is right."""
+    """The gradient is asked for its values, which a trace has none of; eagerly it is right."""
 
     def backward(grad: Tensor, needs: Any, *rest: Any) -> Any:
         return right(grad if bool(grad.any()) else grad * 0, needs, *rest)
@@ -42,3 +45,13 @@ def batch_taken_for_rows(right: Contract) -> Contract:
 def norm_stated_as_a_product(right: Contract) -> Contract:
     """Autocast is to lower it, by the contract; what runs has its input's dtype."""
     return replace(right, autocast="lower")
+
+
+@fault("gradient", "gradients/*")
+def own_gradient_disagrees(kernel: Kernel) -> op_builder.Kernel:
+    """A gradient that the kernel brings is of the result, not of the gradient that reaches it."""
+
+    def backward(grad: Tensor, needs: Any, *args: Any, kept: Any) -> Any:
+        return LINEAR.backward(kept[0], needs, *args)
+
+    return op_builder.Kernel(kernel, lambda *args: (result := kernel(*args), (result,), backward))

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel.contracts import LINEAR
 from accel.contracts.activation import activate
-from accel.contracts.softmax import scores
-from accel_conformance.faults.planting import Kernel, fault
+from accel_conformance.faults.planting import Kernel, faults_of
+
+fault = faults_of("numeric")
 
 
 def finish(z: Tensor, x: Tensor, act: str | None, out: torch.dtype | None) -> Tensor:
@@ -36,17 +36,20 @@ def dropped_k_tail(kernel: Kernel) -> Kernel:
 
 @fault("accuracy", "ops/*")
 def bias_twice(kernel: Kernel) -> Kernel:
-    """As when each of two K blocks adds it."""
+    """The bias is added twice, as when each of two blocks of K adds it."""
     return lambda x, w, b, *rest: kernel(x, w, None if b is None else b + b, *rest)
 
 
 @fault("accuracy", "ops/*")
 def bias_forgotten(kernel: Kernel) -> Kernel:
+    """The bias is never added."""
     return lambda x, w, b, *rest: kernel(x, w, None, *rest)
 
 
 @fault("accuracy", "ops/*/act_*")
 def activation_before_bias(kernel: Kernel) -> Kernel:
+    """The activation is of the product alone; the bias is added after it."""
+
     def faulty(x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out: Any) -> Tensor:
         z = activate(kernel(x, w, None, None, wide(x)), act)
         return finish(z if b is None else z + b, x, None, out)
@@ -94,7 +97,7 @@ def truncated_to_bf16(kernel: Kernel) -> Kernel:
 
 @fault("accuracy", "ops/*/many_rows", also="contained rows")
 def one_wrong_element(kernel: Kernel) -> Kernel:
-    """By a tenth of the result's RMS: too little for a norm over thousands of elements."""
+    """Of some thousand elements one is wrong, by a tenth of the result's RMS."""
 
     def faulty(*args: Any) -> Tensor:
         result = kernel(*args)
@@ -106,111 +109,9 @@ def one_wrong_element(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("accuracy", "ops/*", op="rms_norm")
-def epsilon_forgotten(kernel: Kernel) -> Kernel:
-    return lambda x, w, eps: kernel(x, w, 0.0)
-
-
-@fault("accuracy", "ops/*", op="lora_linear")
-def adapter_unscaled(kernel: Kernel) -> Kernel:
-    return lambda x, w, lora_a, lora_b, b, scale, out: kernel(x, w, lora_a, lora_b, b, 1.0, out)
-
-
-@fault("accuracy", "ops/*/nibbles*", "ops/*/long_sum", "ops/*/layout_sliced",
-       also="contained", op="quantized_linear")  # fmt: skip
-def nibbles_swapped(kernel: Kernel) -> Kernel:
-    """The high half of a byte is taken for the first of its two values."""
-
-    def faulty(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
-        return kernel(x, w if w.dtype is torch.int8 else (w << 4) | (w >> 4), *rest)
-
-    return faulty
-
-
-@fault("accuracy", "ops/*", also="contained", op="quantized_linear")
-def scales_of_the_next_group(kernel: Kernel) -> Kernel:
-    return lambda x, w, scales, *rest: kernel(x, w, scales.roll(-1, 1), *rest)
-
-
-@fault("accuracy", "ops/*", also="contained bad_input", op="norm_linear")
-def mean_left_in(kernel: Kernel) -> Kernel:
-    """A layer norm that divides and does not subtract."""
-
-    def faulty(
-        x: Tensor, w: Tensor, norm_w: Any, norm_b: Any, b: Any, _: str, *rest: Any
-    ) -> Tensor:
-        return kernel(x, w, norm_w, None, b, "rms", *rest)
-
-    return faulty
-
-
-@fault("accuracy", "ops/*/rows_past_the_end", "ops/*/out_fp32",
-       also="contained", op="grouped_linear")  # fmt: skip
-def last_expert_has_the_rest(kernel: Kernel) -> Kernel:
-    """Rows past the last end are taken for the last expert's."""
-
-    def faulty(x: Tensor, w: Tensor, ends: Tensor, *rest: Any) -> Tensor:
-        all_rows = ends.new_full((1,), len(x))
-        return kernel(x, w, torch.cat([ends[:-1], all_rows]) if len(ends) else ends, *rest)
-
-    return faulty
-
-
-@fault("accuracy", "ops/*interleaved*", also="contained", op="rotary")
-def halves_for_pairs(kernel: Kernel) -> Kernel:
-    return lambda x, cos, sin, interleaved: kernel(x, cos, sin, False)
-
-
-@fault("accuracy", "ops/*", also="contained", op="attention")
-def aligned_at_the_start(kernel: Kernel) -> Kernel:
-    """The first query of a span sees one key, whatever lies before it in the cache."""
-
-    def faulty(
-        q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: Tensor | None,
-        slopes: Tensor | None, seed: Tensor | None, causal: bool, *rest: Any,
-    ) -> Tensor:  # fmt: skip
-        if causal:
-            spans = torch.stack([*spans[:, :3].t(), spans[:, [1, 3]].amin(1)], 1)
-        return kernel(q, k, v, spans, mask, slopes, seed, causal, *rest)
-
-    return faulty
-
-
-@fault("accuracy", "ops/*/bfloat16/*", "ops/*/float16/*", also="bad_input", op="logprob")
-def logits_rounded(kernel: Kernel) -> Kernel:
-    """To x's dtype, as by the sampler that a trainer then does not agree with."""
-
-    def faulty(x: Tensor, ids: Tensor, w: Tensor | None, b: Tensor | None, *rest: Any) -> Any:
-        z = x if w is None else LINEAR.reference(x, w, b)
-        return kernel(z, ids, None, None, *rest)
-
-    return faulty
-
-
-@fault("accuracy", "ops/*/logits_filtered", also="gradient", op="logprob")
-def nothing_times_infinity(kernel: Kernel) -> Kernel:
-    """A filtered logit's probability of 0 times the logit."""
-
-    def faulty(x: Tensor, ids: Tensor, *rest: Any) -> Any:
-        chosen, entropy = kernel(x, ids, *rest)
-        return chosen, entropy + 0 * x.sum(-1)
-
-    return faulty
-
-
-@fault("accuracy", "ops/*/hidden", also="gradient", op="softmax")
-def nothing_seen_is_nan(kernel: Kernel) -> Kernel:
-    """As nothing over nothing is."""
-
-    def faulty(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        blind = (scores(x, mask, scale) == -torch.inf).all(-1, keepdim=True)
-        return kernel(x, mask, scale).masked_fill_(blind, torch.nan)
-
-    return faulty
-
-
-@fault("result", "ops/*/out_fp32", "ops/*/out_bf16")
+@fault("result", "ops/*/bfloat16/out_fp32", "ops/*/float32/out_bf16")
 def out_dtype_ignored(kernel: Kernel) -> Kernel:
+    """The result has the dtype of x, whatever dtype was asked for."""
     return lambda x, w, b, act, out: kernel(x, w, b, act, None)
 
 
@@ -221,5 +122,65 @@ def empty_batch_forgotten(kernel: Kernel) -> Kernel:
     def faulty(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
         empty = not x.numel() and x.shape[-1]
         return kernel(x.new_zeros(1, x.shape[-1]) if empty else x, w, *rest)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*", also="contained")
+def skipped_last_tile(kernel: Kernel) -> Kernel:
+    """Columns after the last whole tile of sixteen are left zero."""
+
+    def faulty(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+        result = kernel(x, w, *rest)
+        result[..., w.shape[0] // 16 * 16 :] = 0
+        return result
+
+    return faulty
+
+
+@fault("accuracy", "ops/*/many_rows", also="contained")
+def rows_past_the_grid(kernel: Kernel) -> Kernel:
+    """Rows after the 256th are left zero, as by a grid that is one block short."""
+
+    def faulty(x: Tensor, *rest: Any) -> Tensor:
+        result = kernel(x, *rest)
+        if x.dim() == 2:
+            result[256:] = 0
+        return result
+
+    return faulty
+
+
+@fault("accuracy", "large/*/accurate")
+def one_in_a_million(kernel: Kernel) -> Kernel:
+    """Of results with a million elements one is wrong, by a tenth of their RMS."""
+
+    def faulty(*args: Any) -> Tensor:
+        result = kernel(*args)
+        if result.numel() >= 1_000_000:
+            result.view(-1)[777_777] += 0.1 * result.double().square().mean().sqrt().item()
+        return result
+
+    return faulty
+
+
+@fault("accuracy", "ops/*/act_*")
+def activation_on_rounded(kernel: Kernel) -> Kernel:
+    """The activation is computed in bfloat16."""
+
+    def faulty(x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out: Any) -> Tensor:
+        if act is None:
+            return kernel(x, w, b, act, out)
+        return finish(kernel(x, w, b, None, torch.bfloat16), x, act, out)
+
+    return faulty
+
+
+@fault("accuracy", "ops/*")
+def bias_of_the_first_column(kernel: Kernel) -> Kernel:
+    """All columns are given the first one's bias."""
+
+    def faulty(x: Tensor, w: Tensor, b: Tensor | None, *rest: Any) -> Tensor:
+        return kernel(x, w, b if b is None or not len(b) else b[:1].expand(len(b)), *rest)
 
     return faulty

@@ -1,6 +1,6 @@
 // The kill matrix of the self-test: planted faults by kind, the rule that claims each, its end.
 
-const VERDICTS = { killed: ["✓", "passed"], "killed otherwise": ["!", "unexpected"], survived: ["✗", "failed"] };
+const VERDICTS = { killed: ["✓", "passed"], "killed otherwise": ["!", "unexpected"], survived: ["✗", "failed"], "not planted": ["–", "skipped"] };
 
 function faults() {
   if (!SELF_TEST) return null;
