@@ -91,7 +91,7 @@ def written(heading):
 def site(tmp_path_factory):
     """A folder with the backend installed in it."""
     project = tmp_path_factory.mktemp("accel-mychip")
-    entry, plugin, accelerator, _ = written("Add a backend")
+    entry, plugin, accelerator, *_ = written("Add a backend")
     builder, *_ = written("Add kernels to a backend, or to somebody else's")
     plugin, builder = (
         text.replace('device_type="mychip"', f'device_type="{testing.HOST}"').replace(
