@@ -224,8 +224,8 @@ def test_a_long_module_is_found(tmp_path):
 # -- no tolerance typed into a test ------------------------------------------------------------
 
 DERIVED = {"tests/agreement.py"}  # from the roundoff
-# Shares of budgets and rounded figures of a report, not results.
-OF_SHARES = {"tests/conformance/test_measure.py", "tests/conformance/test_report_page.py"}
+# Shares of budgets, bounds, and rounded figures of a report; not results.
+OF_SHARES = {f"tests/conformance/test_{name}.py" for name in ("measure", "bounds", "report_page")}
 TOLERANCES = {"rtol", "atol", "abs_tol", "rel_tol", "rel"}
 
 

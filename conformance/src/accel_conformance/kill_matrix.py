@@ -20,7 +20,7 @@ from accel_conformance import trials
 from accel_conformance.command import FAILED, PASSED, UNUSABLE
 from accel_conformance.console import console_for
 from accel_conformance.faults import NOTHING, Fault
-from accel_conformance.report import dumps
+from accel_conformance.report import dumps, show
 from accel_conformance.rules import RULES
 from accel_conformance.selection import UsageError
 from accel_conformance.trials import SelfTest, Trial
@@ -85,6 +85,7 @@ def _tell(
         folder = Path(report)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "self-test.json").write_text(dumps(found), encoding="utf-8")
+        show(folder)
     if as_json:
         print(dumps(found), end="")
         return
