@@ -229,6 +229,7 @@ def samples() -> Iterable[Sample]:
     yield case("logits_many", (3, 4099))
     yield case("logits_adjusted", (9, 50), scale=3.0, softcap=2.0, temperature=0.7)
     yield case("logits_off_centre", (9, 50), mean=100.0)  # over what fp32's exponential can hold
+    yield case("logits_far_below", (9, 50), mean=-200.0)  # where each exponential of fp32 is 0
     yield case("logits_filtered", (16, 50), filtered=True)
     for layout in inputs.LAYOUTS:
         yield case(f"layout_{layout}", (6, 40), 24, bias=True, layout=layout)

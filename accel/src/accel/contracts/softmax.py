@@ -104,10 +104,12 @@ def samples() -> Iterable[Sample]:
     draw = inputs.Draw(NAME)
 
     def case(name: str, shape: tuple[int, ...], mask: tuple[int, ...] | None = None, *,
-             scale: float = 1.0, hidden: bool = False,
+             scale: float = 1.0, hidden: bool = False, mean: float = 0.0,
              layout: str = "plain") -> Sample:  # fmt: skip
         def make(dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
             x = draw.rows(f"{name}.x", shape, dtype, device, layout)
+            if mean:
+                x = x + mean
             if mask is None:
                 return x, None, scale
             added = draw.plain(f"{name}.mask", mask, dtype, device)
@@ -128,6 +130,7 @@ def samples() -> Iterable[Sample]:
     yield case("hidden", (3, 6, 15), (6, 15), hidden=True)
     yield case("scaled", (5, 17), scale=0.125)
     yield case("steep", (5, 17), scale=128.0)  # over what the exponential of fp32 can hold
+    yield case("far_below", (5, 17), mean=-200.0)  # where each exponential of fp32 is 0
     yield case("one", (1, 1), (1, 1))
     yield case("no_rows", (0, 16), (16,))
     yield case("no_columns", (4, 0))

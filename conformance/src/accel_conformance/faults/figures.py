@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from accel_conformance.faults.device import runtime
@@ -171,6 +172,20 @@ def counters_of_the_start(right: Device) -> Device:
     return Faulty
 
 
+@fault("memory", STATS, role="accelerator")
+def peak_counter_never_resets(right: Device) -> Device:
+    """Resetting the peak resets the figure that has a name, and not the counter."""
+    most = [0]
+
+    class Faulty(right):
+        def memory_stats(self, device_index: int | None = None) -> dict[str, Any]:
+            stats = super().memory_stats(device_index)
+            most[0] = max(most[0], stats["allocated_bytes.all.peak"])
+            return {**stats, "allocated_bytes.all.peak": most[0]}
+
+    return Faulty
+
+
 @fault("events", TIMES, role="accelerator")
 def seconds_for_milliseconds(right: Device) -> Device:
     """Times between events are in seconds."""
@@ -198,6 +213,16 @@ def time_of_the_record(right: Device) -> Device:
         self._stamp()
 
     return with_event(right, __init__=made, record=_without_stamp)
+
+
+@fault("events", TIMES, role="accelerator")
+def time_of_the_first_record(right: Device) -> Device:
+    """An event that is recorded again keeps its time."""
+
+    def stamp(self: runtime.Event) -> None:
+        self.seconds = self.seconds or time.perf_counter()
+
+    return with_event(right, _stamp=stamp)
 
 
 def _without_stamp(event: runtime.Event, stream: Any = None) -> None:

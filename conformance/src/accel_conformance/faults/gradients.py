@@ -1,5 +1,4 @@
-"""Wrong gradients. A formula's arguments are the incoming gradient, which arguments need one, and
-those of the op's schema."""
+"""Wrong gradients. Of a formula: incoming gradient, which arguments need one, the op's schema's."""
 
 from __future__ import annotations
 
@@ -42,6 +41,18 @@ def repeated_ids_overwritten(right: Formula) -> Formula:
         dw = torch.zeros_like(w)
         dw[ids.reshape(-1)] = grad.reshape(ids.numel(), w.shape[1])
         return None, dw
+
+    return backward
+
+
+@fault("repeatable", "gradients/*", op="embedding", role="backward")
+def uses_added_as_they_come(right: Formula) -> Formula:
+    """A row of the table takes the gradients of its uses in another order at each call."""
+    random = torch.Generator()
+
+    def backward(grad: Tensor, needs: Any, ids: Tensor, w: Tensor) -> Any:
+        flat, order = ids.reshape(-1), torch.randperm(ids.numel(), generator=random)
+        return right(grad.reshape(len(flat), w.shape[1])[order], needs, flat[order], w)
 
     return backward
 

@@ -52,6 +52,20 @@ def nothing_times_infinity(kernel: Kernel) -> Kernel:
     return faulty
 
 
+@fault("accuracy", "ops/*/logits_far_below", also="gradient contained rows", op="logprob")
+def largest_logit_from_zero(kernel: Kernel) -> Kernel:
+    """The largest logit is looked for from 0 on: if all are below, no exponential is left."""
+
+    def faulty(x: Tensor, ids: Tensor, w: Tensor | None, *rest: Any) -> Any:
+        chosen, entropy = kernel(x, ids, w, *rest)
+        if w is None and x.shape[-1]:
+            largest = x.amax(-1).to(chosen.dtype)
+            chosen = torch.where(largest.exp() == 0, math.inf, chosen)
+        return chosen, entropy
+
+    return faulty
+
+
 def option(kernel: Kernel, place: int, value: Any) -> Kernel:
     """``kernel`` with one of its arguments replaced: by a value, or by what a function makes."""
 

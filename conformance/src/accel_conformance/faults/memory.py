@@ -138,6 +138,19 @@ def weight_prepared_once(kernel: Kernel) -> Kernel:
     return faulty
 
 
+@fault("current", "guards/*/values_replaced",
+       also="accuracy guarded rows unharmed contained repeatable gradient")  # fmt: skip
+def weight_prepared_until_its_version_moves(kernel: Kernel) -> Kernel:
+    """A weight is prepared again when torch counts a change, which one through data is not."""
+    prepared: dict[Any, Tensor] = {}
+
+    def faulty(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+        place = (w.data_ptr(), w.shape, w.stride(), w.dtype, w._version)
+        return kernel(x, prepared.setdefault(place, w.clone()), *rest)
+
+    return faulty
+
+
 @fault("guarded", "guards/*/nan_beside", also="rows contained")
 def reads_past_the_row(kernel: Kernel) -> Kernel:
     """What lies behind a row is read, and counts zero times."""

@@ -140,6 +140,21 @@ def maximum_left_in(kernel: Kernel) -> Kernel:
     return faulty
 
 
+@fault("accuracy", "ops/*/far_below", op="softmax", also="contained rows gradient")
+def maximum_from_zero(kernel: Kernel) -> Kernel:
+    """The largest score is looked for from 0 on: of scores far below, no exponential is left."""
+
+    def faulty(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        if not x.shape[-1]:
+            return kernel(x, mask, scale)
+        z = scores(x, mask, scale)
+        shares = (z - z.amax(-1, keepdim=True).clamp(min=0)).exp()
+        total = shares.sum(-1, keepdim=True)
+        return torch.where(total == 0, 0.0, shares / total).to(x.dtype)
+
+    return faulty
+
+
 @fault("accuracy", "ops/*", op="rotary", also="contained")
 def turned_the_other_way(kernel: Kernel) -> Kernel:
     """The sine has the wrong sign."""

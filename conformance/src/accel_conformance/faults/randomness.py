@@ -39,6 +39,28 @@ def state_of_the_host(right: Device) -> Device:
 
 
 @fault("random", ROUND_TRIPS, role="accelerator")
+def spare_normal_forgotten(right: Device) -> Device:
+    """Of the pair that a normal number is made in, the one left over is not part of the state."""
+
+    class Faulty(right):
+        def get_rng_state(self, device_index: int | None = None) -> Tensor:
+            state = super().get_rng_state(device_index)
+            generator = torch.Generator()
+            with_spare, without = (_after_normal(generator) for _ in range(2))
+            told = with_spare != without
+            state[told] = without[told]
+            return state
+
+    return Faulty
+
+
+def _after_normal(generator: torch.Generator) -> Tensor:
+    """The state after a normal number more."""
+    torch.randn(1, generator=generator)
+    return generator.get_state()
+
+
+@fault("random", ROUND_TRIPS, role="accelerator")
 def state_overwritten(right: Device) -> Device:
     """A state that was given out is overwritten when the next one is asked for."""
     kept: list[Tensor] = []

@@ -48,6 +48,7 @@ def check(target: Target, sample: str, args: Args, seen: Evidence) -> None:
     grads = incoming(target, sample, results)
     found = torch.autograd.grad(results, list(filter(floats, leaves)), grads)
     judge(seen, target, args, grads, found)
+    _repeated(seen, target, leaves, grads, found)
     _frozen(seen, target, args, grads, found)
 
 
@@ -76,6 +77,13 @@ def judge(
     sums = [one for one in expected if one is not None]
     for (name, leaf), one, wanted in zip(named, found, sums, strict=True):
         _compare(seen, rule, name, leaf, one, wanted, budget)
+
+
+def _repeated(seen: Evidence, target: Target, leaves: Args, grads: Results, found: Results) -> None:
+    """Gradients of the same call have the same bits: sums do not take their terms as they come."""
+    if target.contract.key(leaves).dtype is FREEZING:
+        again = torch.autograd.grad(target.call(leaves), list(filter(floats, leaves)), grads)
+        seen.expect("repeatable", same_bits(found, again), "gradients differ from call to call")
 
 
 def _frozen(seen: Evidence, target: Target, args: Args, grads: Results, together: Results) -> None:

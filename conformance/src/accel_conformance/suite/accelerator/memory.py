@@ -91,6 +91,13 @@ def stats_carry_torchs_names(acc: Accelerator, seen: Evidence) -> None:
             says = f"allocated_bytes.all.current is {found}, memory_allocated() {now}"
             seen.expect("memory", found == now, says)
         held.append(_take(acc))
+    if acc.supports("peak_memory_stats"):
+        held.pop()
+        for _ in range(2):  # with a peak above what is held, and where it was reset
+            found = acc.memory_stats().get("allocated_bytes.all.peak")
+            says = f"allocated_bytes.all.peak is {found}, the peak {acc.max_memory_allocated()}"
+            seen.expect("memory", found == acc.max_memory_allocated(), says)
+            acc.reset_peak_memory_stats()
 
 
 def free_is_part_of_total(acc: Accelerator, seen: Evidence) -> None:

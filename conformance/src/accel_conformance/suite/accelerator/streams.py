@@ -160,6 +160,11 @@ def events_tell_milliseconds(acc: Accelerator, seen: Evidence) -> None:
     # The upper bound leaves room for a busy machine, and none for seconds or microseconds.
     right = 0.9 * PAUSE_MS <= first < 100 * PAUSE_MS
     seen.expect("events", right, f"a pause of {PAUSE_MS} ms is measured as {first} ms")
+    events[0].record()  # again, after the last: it is moved there
+    acc.synchronize()
+    since = events[2].elapsed_time(events[0])
+    says = f"{since} ms to an event recorded anew after a pause of {PAUSE_MS} ms"
+    seen.expect("events", since >= 0.9 * PAUSE_MS, says)
 
 
 def _long_work(acc: Accelerator) -> torch.Tensor:
