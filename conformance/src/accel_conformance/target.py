@@ -168,7 +168,9 @@ def poison(likes: Results, value: float) -> None:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+    flat = tensor.detach().reshape(-1).contiguous()
+    # Of one element any stride is contiguous, to all but view().
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -115,7 +115,7 @@ def peak_reset_to_nothing(right: Device) -> Device:
     return Faulty
 
 
-@fault("memory", PEAK, role="accelerator")
+@fault("memory", PEAK, STATS, role="accelerator")
 def peak_is_what_is_held(right: Device) -> Device:
     """The peak is what is allocated now."""
 

@@ -128,7 +128,7 @@ def mask_after_softmax(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("accuracy", "ops/*/steep", op="softmax", also="contained rows gradient")
+@fault("accuracy", "ops/*/steep", "ops/*/far_below", op="softmax", also="contained rows gradient")
 def maximum_left_in(kernel: Kernel) -> Kernel:
     """The exponentials are of scores, not of scores less their largest: they overflow."""
 
