@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -125,30 +126,28 @@ def strides_of_the_weight_ignored(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("current", "guards/*/values_replaced",
-       also="accuracy guarded rows unharmed contained repeatable gradient")  # fmt: skip
+PREPARED = "accuracy guarded rows unharmed contained repeatable gradient"
+
+
+@fault("current", "guards/*/values_replaced", also=PREPARED)
 def weight_prepared_once(kernel: Kernel) -> Kernel:
     """A weight is prepared when it is first seen, and known again by its place in memory."""
-    prepared: dict[Any, Tensor] = {}
-
-    def faulty(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
-        place = (w.data_ptr(), w.shape, w.stride(), w.dtype, w.device)
-        return kernel(x, prepared.setdefault(place, w.clone()), *rest)
-
-    return faulty
+    return _with_prepared(kernel, _place)
 
 
-@fault("current", "guards/*/values_replaced",
-       also="accuracy guarded rows unharmed contained repeatable gradient")  # fmt: skip
+@fault("current", "guards/*/values_replaced", also=PREPARED)
 def weight_prepared_until_its_version_moves(kernel: Kernel) -> Kernel:
     """A weight is prepared again when torch counts a change, which one through data is not."""
+    return _with_prepared(kernel, lambda w: (*_place(w), w._version))
+
+
+def _with_prepared(kernel: Kernel, known_by: Callable[[Tensor], Any]) -> Kernel:
     prepared: dict[Any, Tensor] = {}
+    return lambda x, w, *rest: kernel(x, prepared.setdefault(known_by(w), w.clone()), *rest)
 
-    def faulty(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
-        place = (w.data_ptr(), w.shape, w.stride(), w.dtype, w._version)
-        return kernel(x, prepared.setdefault(place, w.clone()), *rest)
 
-    return faulty
+def _place(w: Tensor) -> tuple[Any, ...]:
+    return w.data_ptr(), w.shape, w.stride(), w.dtype, w.device
 
 
 @fault("guarded", "guards/*/nan_beside", also="rows contained")
