@@ -84,6 +84,12 @@ def test_plugins_given_are_tested_and_gone_afterwards(capsys):
     refused(capsys, "other")
 
 
+def test_where_every_case_is_refused_nothing_is_shown(capsys):
+    cases = ["accelerator/pinned_memory_is_pinned"]  # which the host lacks
+    assert accel_conformance.run("host", cases=cases, quiet=True) == 1
+    assert "shows nothing: 1 refused" in capsys.readouterr().out
+
+
 def test_a_conflict_with_a_given_plugin_does_not_outlive_the_run(capsys):
     with pytest.warns(AccelWarning, match="conflict"):
         assert "conflict" in refused(capsys, plugins=[conformance_host.plugin()])

@@ -114,7 +114,11 @@ class Console:
         acc, totals = session.subject.accelerator, session.totals()
         counts = ", ".join(f"[{STYLES[name]}]{n} {name}[/]" for name, n in totals.items())
         stale = f", [bold red]{len(session.problems)} stale[/]" if session.problems else ""
-        word = "[bold green]conforms[/]" if session.passed else "[bold red]does not conform[/]"
+        word = (
+            "[bold red]shows nothing[/]" if not session.shown
+            else "[bold green]conforms[/]" if session.passed
+            else "[bold red]does not conform[/]"
+        )  # fmt: skip
         name = escape(session.subject.candidate.distribution)
         self._say(f"{acc.name} ({name}) {word}: {counts}{stale} in {session.seconds:.1f} s")
         if page is not None:

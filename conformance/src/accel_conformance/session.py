@@ -56,8 +56,14 @@ class Session:
         return [result for result in self.results if result.outcome.bad]
 
     @property
+    def shown(self) -> bool:
+        """Whether anything was: where every case is refused or left out, nothing is."""
+        silent = (Outcome.REFUSED, Outcome.SKIPPED)
+        return any(result.outcome not in silent for result in self.results)
+
+    @property
     def passed(self) -> bool:
-        return not self.failures and not self.problems
+        return self.shown and not self.failures and not self.problems
 
     def totals(self) -> dict[str, int]:
         """How many cases had each outcome; outcomes nobody had are left out."""

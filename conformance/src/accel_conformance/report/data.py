@@ -1,7 +1,7 @@
 """What a report says, as JSON can hold it.
 
     schema        2; raised when a key changes its meaning or goes
-    verdict       "passed", or "failed" if an outcome was not as expected
+    verdict       "passed", or "failed" if an outcome was not as expected, or nothing was shown
     suite, core   {"name", "version"} of this package and of accel-core
     plugin        {"backend", "distribution", "vendor", "version", "device_type"}
     software      {"python", "torch", "numpy", "system"}
