@@ -30,6 +30,7 @@ KINDS = {
     "statistics": "figures are those of something else",
     "rng": "random numbers are not the device's own, or do not come again",
     "contract": "a promise is not kept: a claim, a refusal, a definition, an error, a fact",
+    "build": "a library is made by halves, or more than once",
 }
 
 

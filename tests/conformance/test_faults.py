@@ -51,6 +51,7 @@ def test_there_are_faults_of_every_kind():
     kinds = {fault.kind for fault in FAULTS.values()}
     assert kinds == {
         "numeric", "gradient", "memory", "engine", "stream", "rng", "statistics", "contract",
+        "build",
     }  # fmt: skip
     assert len(FAULTS) >= 80
 

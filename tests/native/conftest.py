@@ -1,11 +1,11 @@
 """Tiny libraries without a torch header, each built in a fraction of a second."""
 
-import shutil
 import textwrap
 
 import pytest
 
 from accel.native import NativeLibrary, Source, toolchain
+from accel_conformance.rehearsal import Compiler
 
 
 def pytest_collection_modifyitems(items):
@@ -45,30 +45,7 @@ def tiny(tmp_path, cache):
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """A compiler that notes every call and, while ``closed``, waits for ``open``."""
-    real = toolchain.compiler()
-
-    class Compiler:
-        path, log, gate = tmp_path / "c++", tmp_path / "calls", tmp_path / "gate"
-
-        def calls(self):
-            return self.log.read_text().count("call") if self.log.exists() else 0
-
-        def compilations(self):
-            return self.log.read_text().count(" -c ") if self.log.exists() else 0
-
-        def close(self):
-            self.gate.touch()
-
-        def open(self):
-            self.gate.unlink()
-
-    made = Compiler()
-    sleep = shutil.which("sleep")
-    made.path.write_text(
-        f'#!/bin/sh\necho "call $*" >> {made.log}\n'
-        f'while [ -e {made.gate} ]; do {sleep} 0.02; done\nexec {real} "$@"\n'
-    )
-    made.path.chmod(0o755)
+    """A compiler that notes every call."""
+    made = Compiler(tmp_path, toolchain.compiler())
     monkeypatch.setenv("CXX", str(made.path))
     return made

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -55,6 +56,11 @@ def key(library):
 def test_the_key_stays_where_nothing_changes(tiny, tmp_path):
     assert key(tiny()) == key(tiny())
     assert key(tiny()) == key(tiny(folder=tmp_path / "elsewhere")), "content counts, not place"
+
+
+def test_the_key_is_the_same_in_another_process(tiny):
+    library = changed_source_flags(tiny)
+    assert key(pickle.loads(pickle.dumps(library))) == key(library)
 
 
 def changed_flags(tiny):

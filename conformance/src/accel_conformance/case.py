@@ -103,6 +103,7 @@ class Case:
     implementation: str | None = None
     dtype: str | None = None
     required: bool = True  # an expectations file cannot have it skipped
+    long: bool = False  # left out where one input of each kind is enough
 
     @property
     def area(self) -> str:

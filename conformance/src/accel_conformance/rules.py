@@ -146,6 +146,12 @@ _RULES = (
     ),
     Rule("3.4", "loads", "an implementation that accepts a request loads to a callable"),
     Rule("3.5", "serves", "an implementation accepts some sample in some dtype"),
+    Rule(
+        "3.6",
+        "cached",
+        "of two processes that need a library one builds it, both load it, and what a killed build "
+        "left is in nobody's way",
+    ),
     Rule("4.1", "identity", "names, indices and devices agree and round trip through torch.device"),
     Rule("4.2", "types", "members return what they are documented to return"),
     Rule("4.3", "computes", "the device computes right in every dtype it supports"),

@@ -30,8 +30,9 @@ class UsageError(ValueError):
 @dataclass(frozen=True)
 class Selection:
     """None selects all. An implementation is named by its id or the part of it after the dot, a
-    case by a pattern (``*``, ``?``, ``[]``) that its whole id matches. ``"smoke"`` takes of cases
-    that differ in the sample alone the first. ``seed`` is that of the inputs that are drawn."""
+    case by a pattern (``*``, ``?``, ``[]``) that its whole id matches. ``"smoke"`` takes no
+    long one, and of cases that differ in the sample alone the first. ``seed`` is that of the inputs
+    that are drawn."""
 
     ops: Sequence[str] | None = None
     impls: Sequence[str] | None = None
@@ -91,12 +92,12 @@ class Selection:
 
 def _first_of_each(cases: Iterable[Case]) -> list[Case]:
     """Of each group of cases of one op, implementation and dtype the first, of large ones in one
-    dtype; all others."""
+    dtype; all others that are not long."""
     groups: set[str] = set()
     found = []
     for case in cases:
         group = case.group.rpartition("/")[0] if case.area == "large" else case.group
-        if case.dtype is None or group not in groups:
+        if not case.long and (case.dtype is None or group not in groups):
             found.append(case)
         groups.add(group)
     return found

@@ -171,6 +171,8 @@ def _sees(case: Case, fault: Fault) -> bool:
         return case.area == "accelerator"
     if "engine" in fault.areas:
         return case.group == MODEL
+    if case.long:
+        return any(fnmatchcase(case.id, pattern) for pattern in fault.where)
     if case.area in TAKE_LONG - fault.areas:
         return False
     return case.op == fault.op and case.dtype in (None, *fault.dtypes)

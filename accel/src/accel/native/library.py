@@ -6,8 +6,8 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -41,6 +41,14 @@ class NativeLibrary:
         self.libraries = tuple(libraries)
         self._loaded: ctypes.CDLL | None = None
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[[], NativeLibrary], tuple[()]]:
+        """Another process gets what it is made of, and builds and loads it by itself."""
+        made = partial(
+            type(self), self.name, self.sources, headers=self.headers, flags=self.flags,
+            libraries=self.libraries,
+        )  # fmt: skip
+        return made, ()
 
     @cached_property
     def entry(self) -> cache.Entry:

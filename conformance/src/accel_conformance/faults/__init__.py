@@ -10,13 +10,14 @@ company.py      rows, threads, order             promises.py     claims, refusal
 tiers.py        small errors, unusual inputs     scale.py        what large calls show
 traces.py       what torch takes from an op      engine.py       what only the engine shows
 streams.py      streams and events               randomness.py   seeds and states
-figures.py      memory figures and times
+figures.py      memory figures and times         builds.py       libraries half made, made twice
 planting.py     what a fault is                  host.py, device/   what they are planted in
 """
 
 from __future__ import annotations
 
 from accel_conformance.faults import (  # noqa: F401 (they register)
+    builds,
     company,
     engine,
     figures,

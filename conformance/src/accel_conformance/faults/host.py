@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from accel import testing
 from accel.accelerator import DeviceProperties
 from accel.contracts import CONTRACTS
+from accel.native import NativeLibrary, Source
 from accel.op_builder import Impl, Kernel, Request
 from accel.refusal import Refusal
 
@@ -29,6 +31,10 @@ EXACT = {
 }  # fmt: skip
 # What faults are planted in that only the hybrid engine shows: kernels that serve all of it.
 ENGINE = "accel_cpu.native"
+# No kernel is in it: it is there to be compiled.
+LIBRARY = NativeLibrary(
+    "answer", [Source(Path(__file__).with_name("answer.cpp"))], flags=("-O0",), libraries=()
+)
 
 
 class HostAccelerator(testing.FakeAccelerator):
@@ -132,13 +138,19 @@ def tiled_into(x: Tensor, w: Tensor, b: Tensor | None, partial: Tensor | None, o
     out.copy_(tiled_by_row(x, w, b, partial, out.dtype))
 
 
+def compiled(builder: Any) -> Any:
+    """The builder class with a library of its own."""
+    builder.library = LIBRARY
+    return builder
+
+
 def plugin(
     accelerator: str = "accel_conformance.faults.host:HostAccelerator", **backend: Any
 ) -> Any:
     """The backend ``host`` as a plugin object; ``backend`` overrides its fields."""
     builders = [
         _builder("LinearBuilder", LINEAR, linear=row_by_row("linear")),
-        _builder("TransformerBuilder", NORM, rms_norm=row_by_row("rms_norm")),
+        compiled(_builder("TransformerBuilder", NORM, rms_norm=row_by_row("rms_norm"))),
         _builder(
             "TransformerBuilder", ATTENTION, reasons=plain_attention, attention=query_by_query
         ),

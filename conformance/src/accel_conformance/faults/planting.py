@@ -51,8 +51,9 @@ class Fault:
     ``dtypes``   in which it is looked for: those that ``where`` names, else one
     ``role``     what is wrong: a ``"kernel"``, how it writes ``"into"`` a place it is given, the
                  contract's ``"backward"`` or another of its ``"terms"``, an answer for the
-                 builder's ``"reasons"``, a ``"builder"``, a ``"policy"`` of the engine, an
-                 ``"accelerator"``; of a fault that is none, ``"nothing"``
+                 builder's ``"reasons"``, a ``"builder"``, the ``"library"`` it compiles, a
+                 ``"policy"`` of the engine, an ``"accelerator"``; of a fault that is none,
+                 ``"nothing"``
     ``wrong``    makes a wrong one of a right one; ``reasons`` is answered by it
     ``claims``   fields of the :class:`accel.Impl` that are stated otherwise
     """
@@ -119,10 +120,10 @@ def faults_of(kind: str) -> Callable[..., Any]:
 
 
 def _base(op: str | None, role: str, where: tuple[str, ...], claims: dict[str, Any]) -> str:
-    """Claims of invariance are made of a kernel that keeps them."""
+    """Claims of invariance are made of a kernel that keeps them; the library is of one, too."""
     if where[0].startswith("engine/"):
         return host.ENGINE
-    exact = role == "into" or claims.get("shape_invariant")
+    exact = role in ("into", "library") or claims.get("shape_invariant")
     return host.EXACT.get(op or "", "reference") if exact else "reference"
 
 
@@ -212,6 +213,8 @@ def _builder(fault: Fault, impl: Impl, entry: catalog.Entry) -> type[OpBuilder]:
         "device_type": entry.builder.device_type, "impls": (impl,), "load": load,
         "reasons": reasons,
     }  # fmt: skip
+    if library := getattr(entry.builder, "library", None):
+        body["library"] = fault.wrong(library) if fault.role == "library" else library
     family = type(entry.builder.family(), (OpBuilder,), body)
     return fault.wrong(family) if fault.role == "builder" else family
 

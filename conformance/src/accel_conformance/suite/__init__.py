@@ -2,6 +2,7 @@
 
 accelerator/     the device layer, one case per promise: accelerator/...
 builders.py      what implementations are offered and refused: builders/op/implementation/...
+builds.py        what builders compile, under a kill and a race: builders/cached/library
 numerics.py      every op, implementation, dtype, sample: ops/...
 gradients.py     the same, differentiated: gradients/...
 bad_inputs.py    arguments that must be refused: bad_inputs/op/implementation/...
@@ -27,6 +28,7 @@ from accel_conformance.suite import (
     agreement,
     bad_inputs,
     builders,
+    builds,
     drawn,
     engine,
     gradients,
@@ -41,8 +43,8 @@ from accel_conformance.suite import (
 )
 
 AREAS = (
-    accelerator, builders, numerics, integers, large, guards, gradients, bad_inputs, rows, padded,
-    agreement, special, drawn, watched, engine,
+    accelerator, builders, builds, numerics, integers, large, guards, gradients, bad_inputs, rows,
+    padded, agreement, special, drawn, watched, engine,
 )  # fmt: skip
 
 
