@@ -221,6 +221,30 @@ def test_a_long_module_is_found(tmp_path):
     assert dict(too_long(tmp_path)) == {"dist/src/package/long.py": LIMIT + 1}
 
 
+# -- a refusal says what the user can do --------------------------------------------------------
+
+
+def without_remedy(source):
+    """Lines in which a Refusal is made of less than its four parts."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Refusal"):
+            named = {keyword.arg for keyword in node.keywords}
+            if len(node.args) < 4 and "remedy" not in named:
+                yield node.lineno
+
+
+def test_every_refusal_has_a_remedy():
+    files = [*ROOT.glob("*/src/**/*.py"), *ROOT.glob("examples/*/src/**/*.py")]
+    found = {f.relative_to(ROOT).as_posix(): list(without_remedy(f.read_text())) for f in files}
+    lacking = {name: lines for name, lines in found.items() if lines and "/faults/" not in name}
+    assert not lacking
+
+
+def test_a_refusal_without_remedy_is_found():
+    assert list(without_remedy("accel.Refusal('dtype', want, have)")) == [1]
+    assert not list(without_remedy("Refusal('dtype', want, have=have, remedy='cast')"))
+
+
 # -- no tolerance typed into a test ------------------------------------------------------------
 
 DERIVED = {"tests/agreement.py"}  # from the roundoff

@@ -13,7 +13,7 @@ class Refusal:
     ``code``    a short stable word to match on: ``"dtype"``, ``"device"``, ``"compiler"``, ...
     ``want``    what would have been needed
     ``have``    what was found
-    ``remedy``  what the user can do about it; empty where nothing can be done
+    ``remedy``  what the user can do about it; where nothing brings it, what serves instead
     """
 
     code: str

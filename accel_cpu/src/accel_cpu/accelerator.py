@@ -16,8 +16,18 @@ from accel_cpu.memory_counter import COUNTER, NOT_SEEN
 _HAS = {"rng_state", "generator", "fp64"}
 
 _LACKS = {
-    "graphs": Refusal("graphs", "work queued on a device", "a processor that works in the call"),
-    "triton": Refusal("triton", "a device Triton compiles for", "the host processor"),
+    "graphs": Refusal(
+        "graphs",
+        "work queued on a device",
+        "a processor that works in the call",
+        "call the work itself; torch.compile saves what a graph would",
+    ),
+    "triton": Refusal(
+        "triton",
+        "a device Triton compiles for",
+        "the host processor",
+        "torch.compile makes C++ here",
+    ),
     "visible_devices": Refusal(
         "visible_devices",
         "several devices to choose from",
@@ -215,5 +225,6 @@ def _pinning_refusal() -> Refusal | None:
         torch.empty(1, pin_memory=True)
     except RuntimeError as error:
         want = "a driver that locks pages for torch"
-        return Refusal("pinned_memory", want, f"torch's answer: {error}".splitlines()[0])
+        have = f"torch's answer: {error}".splitlines()[0]
+        return Refusal("pinned_memory", want, have, "leave it pageable; only a device would gain")
     return None

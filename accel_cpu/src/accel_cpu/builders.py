@@ -57,7 +57,8 @@ class _Native(NativeOpBuilder):
         out = request.options.get("out_dtype")
         if out is not None and out not in _COMPUTED:
             have = str(out).removeprefix("torch.")
-            return [Refusal("out_dtype", "float32, bfloat16 or float16", have)]
+            want = "float32, bfloat16 or float16"
+            return [Refusal("out_dtype", want, have, "cast the result, or let eager torch serve")]
         return super().reasons(impl, request)
 
 

@@ -125,7 +125,8 @@ class MemoryCounter:
         except BuildTimeoutError:
             raise  # the next try may succeed
         except BuildError as error:
-            self._failure = Refusal("compiler", _WANT, f"a build that failed: {error}")
+            have = f"a build that failed: {error}"
+            self._failure = Refusal("compiler", _WANT, have, "mend that, and run `accel build`")
             return
         except ImportError as error:
             self._failure = Refusal("load", _WANT, str(error), "run `accel build --clean`")
@@ -134,7 +135,11 @@ class MemoryCounter:
             self._api = api
         else:
             have = "a CPU allocator in torch that hides the blocks it hands out"
-            self._failure = Refusal("allocator", "torch's own CPU allocator", have)
+            want, remedy = (
+                "torch's own CPU allocator",
+                "do without that one, or the figures",
+            )
+            self._failure = Refusal("allocator", want, have, remedy)
 
 
 # One for the process, as is torch's allocator.

@@ -80,7 +80,7 @@ def reasons(request: Request) -> list[Refusal]:
     out = request.options.get("out_dtype")
     if out not in (None, request.dtype):
         want = str(request.dtype).removeprefix("torch.")
-        return [Refusal("out_dtype", want, str(out).removeprefix("torch."))]
+        return [Refusal("out_dtype", want, str(out).removeprefix("torch."), "use accel_cpu.native")]
     refused = _torch_refuses(request.dtype)
     if refused is None:
         return []

@@ -79,7 +79,8 @@ class CudaAccelerator(Accelerator):
             return Refusal("triton", "Triton for this GPU", have, "install torch's own triton")
         if not torch.version.hip and torch.cuda.get_device_capability() < (8, 0):
             have = "{}.{}".format(*torch.cuda.get_device_capability())
-            return Refusal("triton", "a GPU of compute capability 8.0 or higher", have)
+            want = "a GPU of compute capability 8.0 or higher"
+            return Refusal("triton", want, have, "use implementations without Triton")
         return None
 
     def communication_backend_version(self) -> tuple[int, ...]:

@@ -104,7 +104,8 @@ def _devices() -> Refusal | None:
     if hiding:
         have = f"none that {' and '.join(hiding)} leaves visible"
         return Refusal("device", "a visible GPU", have, "name one of them there, or unset it")
-    return Refusal("device", "a GPU", "a driver that sees none")
+    remedy = f"see whether {'rocm-smi' if torch.version.hip else 'nvidia-smi'} lists one"
+    return Refusal("device", "a GPU", "a driver that sees none", remedy)
 
 
 def _count() -> int | None:

@@ -72,7 +72,8 @@ class XpuAccelerator(Accelerator):
         facts = torch.xpu.get_device_properties()
         if facts.has_fp64:
             return None
-        return Refusal("fp64", "a GPU with float64 instructions", f"{facts.name}, without")
+        want = "a GPU with float64 instructions"
+        return Refusal("fp64", want, f"{facts.name}, without", "compute in float32, or on the host")
 
     def _triton_refusal(self) -> Refusal | None:
         found = importlib.util.find_spec("triton")

@@ -50,7 +50,8 @@ def _node() -> Refusal | None:
     intel = [node for node, vendor in nodes.items() if vendor in (_INTEL, None)]
     if not intel:
         vendors = ", ".join(sorted(set(filter(None, nodes.values()))))
-        return Refusal("device", want, f"only GPUs of other vendors (PCI {vendors})")
+        have = f"only GPUs of other vendors (PCI {vendors})"
+        return Refusal("device", want, have, "install the accel backend of theirs")
     if not any(os.access(node, os.R_OK | os.W_OK) for node in intel):
         have = f"/dev/dri/{intel[0].name}, which this user may not open"
         return Refusal("device", want, have, "add the user to the group render")
@@ -84,7 +85,7 @@ def _devices() -> Refusal | None:
     if mask is not None:
         have = f"none that ZE_AFFINITY_MASK={mask!r} leaves visible"
         return Refusal("device", "a visible GPU", have, "name one of them there, or unset it")
-    return Refusal("device", "a GPU", "a driver that sees none")
+    return Refusal("device", "a GPU", "a driver that sees none", "see whether sycl-ls lists one")
 
 
 def _count() -> int | None:

@@ -75,6 +75,12 @@ class Evidence:
             self.broken.append(Broken(rule, says))
         return holds
 
+    def expect_whole(self, rule: str, refusal: Refusal) -> bool:
+        """Note whether a refusal says all it has to: a code, what was wanted, what was found, and
+        what the user can do."""
+        empty = [name for name, said in refusal.to_dict().items() if not said]
+        return self.expect(rule, not empty, f"{refusal!r} says no {' and no '.join(empty)}")
+
     def refused(self, refusals: Sequence[Refusal]) -> None:
         """Note that the implementation declined."""
         self.refusals += refusals

@@ -142,7 +142,10 @@ _RULES = (
         "an implementation's fields have the right types and belong to its builder",
     ),
     Rule(
-        "3.3", "reasons", "reasons() gives a list of Refusal, the same one twice, and never raises"
+        "3.3",
+        "reasons",
+        "reasons() gives a list of Refusal, each with its remedy, the same one twice, and never "
+        "raises",
     ),
     Rule("3.4", "loads", "an implementation that accepts a request loads to a callable"),
     Rule("3.5", "serves", "an implementation accepts some sample in some dtype"),
@@ -158,7 +161,8 @@ _RULES = (
     Rule(
         "4.4",
         "capability",
-        "an ability that is claimed works; using one that is not raises with the reason",
+        "an ability that is claimed works; using one that is not raises with the reason, which "
+        "comes with a remedy",
     ),
     Rule("4.5", "streams", "streams nest, order work and are left on any way out"),
     Rule("4.6", "events", "events order work and tell milliseconds"),

@@ -222,11 +222,14 @@ class Accelerator(Streams, Memory, Rng, Graphs):
 def _collectives_refusal(device_type: str) -> Refusal | None:
     want = "a torch.distributed backend for the device"
     if not torch.distributed.is_available():
-        return Refusal("collectives", want, "a torch built without torch.distributed")
+        have = "a torch built without torch.distributed"
+        return Refusal("collectives", want, have, "install a torch built with it")
     try:
         backend = torch.distributed.get_default_backend_for_device(device_type)
     except ValueError:
-        return Refusal("collectives", want, "none registered for it")
+        remedy = "import the package that registers one"
+        return Refusal("collectives", want, "none registered for it", remedy)
     if not torch.distributed.is_backend_available(backend):
-        return Refusal("collectives", want, f"{backend!r} is the default and is not built in")
+        have = f"{backend!r} is the default and is not built in"
+        return Refusal("collectives", want, have, "install a torch built with it")
     return None

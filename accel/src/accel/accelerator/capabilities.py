@@ -54,11 +54,13 @@ class Capable:
         """
         meaning, functions = _known(capability)
         absent = [f for f in functions if not hasattr(self.module, f)]
+        if functions and not absent:
+            return None
+        have = f"none offered by {type(self).__name__}"
         if absent:
-            return Refusal(capability, meaning, f"no {absent[0]} in {self.module.__name__}")
-        if not functions:
-            return Refusal(capability, meaning, f"none offered by {type(self).__name__}")
-        return None
+            have = f"no {absent[0]} in {self.module.__name__}"
+        remedy = f"ask supports({capability!r}) first, and do without"
+        return Refusal(capability, meaning, have, remedy)
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -23,6 +23,7 @@ from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
 from accel.engine.modules.projection import Activation, Linear, LoraLinear
 from accel.engine.policy import ModelPolicy
+from accel.engine.reading import AS_IT_IS
 from accel.engine.roles import Role, roles
 from accel.engine.spec import DecoderSpec
 from accel.errors import UnsupportedModelError
@@ -107,7 +108,7 @@ def plan(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
         try:
             module = found.get_submodule(role.path)
         except AttributeError:
-            refusals.append(Refusal("module", f"a module {role.path}", "none"))
+            refusals.append(Refusal("module", f"a module {role.path}", "none", AS_IT_IS))
             continue
         refusals += role.reasons(module, policy.source)
         replacements += _forwards(role, module, spec, config)
@@ -162,7 +163,8 @@ def _forwards(
 def _wrapper_reasons(model: nn.Module) -> Iterator[Refusal]:
     active = getattr(model, "active_peft_config", None)
     if active is not None and getattr(active, "is_prompt_learning", False):
-        yield Refusal("adapter", "LoRA, or no adapter", f"prompt learning ({active.peft_type})")
+        have = f"prompt learning ({active.peft_type})"
+        yield Refusal("adapter", "LoRA, or no adapter", have, AS_IT_IS)
 
 
 def _parameter_reasons(model: nn.Module) -> Iterator[Refusal]:
@@ -173,7 +175,8 @@ def _parameter_reasons(model: nn.Module) -> Iterator[Refusal]:
         ("dtype", {str(p.dtype).removeprefix("torch.") for p in base}),
     ):
         if len(seen) > 1 or seen == {"meta"}:
-            yield Refusal(what, f"parameters of one {what}, with values", ", ".join(sorted(seen)))
+            want, have = f"parameters of one {what}, with values", ", ".join(sorted(seen))
+            yield Refusal(what, want, have, f"load all of the weights, with one {what}")
 
 
 def _served(
@@ -198,7 +201,7 @@ def _served(
                 op, device=parameter.device, dtype=parameter.dtype, grad=True, **options
             )
             if decision.chosen is None:
-                want, remedy = "an implementation", ""
+                want, remedy = "an implementation", "install a backend that serves it"
                 if config.exact:
                     want = "a shape-invariant implementation"
                     remedy = "HybridEngineConfig(exact=False) permits others"

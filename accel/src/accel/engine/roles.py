@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from accel.engine.forward import Forward, installed
+from accel.engine.reading import AS_IT_IS
 from accel.engine.spec import DecoderSpec
 from accel.errors import UnsupportedModelError
 from accel.refusal import Refusal
@@ -69,7 +70,7 @@ class Role:
                                 repr(module))  # fmt: skip
 
     def _refusal(self, want: str, have: str) -> Refusal:
-        return Refusal("module", f"{self.path or 'the model'} to be {want}", have)
+        return Refusal("module", f"{self.path or 'the model'} to be {want}", have, AS_IT_IS)
 
 
 def roles(spec: DecoderSpec) -> Iterator[Role]:

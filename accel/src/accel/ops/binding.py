@@ -91,7 +91,8 @@ def _failure(error: Exception) -> Refusal:
         else "build" if isinstance(error, BuildError)
         else "load"
     )  # fmt: skip
-    return Refusal(code, "a kernel that loads", f"{type(error).__name__}: {error}")
+    have = f"{type(error).__name__}: {error}"
+    return Refusal(code, "a kernel that loads", have, "mend that, and start the process again")
 
 
 def _speak(decision: Decision, policy: Policy, registry: Registry) -> None:

@@ -116,15 +116,19 @@ def _refusals(
 ) -> tuple[Refusal, ...]:
     impl, builder = entry.impl, entry.builder
     if builder.device_type not in (ANY_DEVICE, request.device.type):
-        return (Refusal("device", builder.device_type, request.device.type),)
+        return (Refusal("device", builder.device_type, request.device.type, "move the tensors"),)
     if entry.plugin_refusals:
         return entry.plugin_refusals
     found = []
     if request.dtype not in impl.dtypes:
         listed = ", ".join(sorted(str(d).removeprefix("torch.") for d in impl.dtypes))
-        found.append(Refusal("dtype", listed, str(request.dtype).removeprefix("torch.")))
+        have = str(request.dtype).removeprefix("torch.")
+        found.append(Refusal("dtype", listed, have, "cast, or let another serve"))
     if request.grad and not impl.differentiable:
-        found.append(Refusal("grad", "a request without gradient", "one that records it"))
+        found.append(
+            Refusal("grad", "a request without gradient", "one that records it",
+                    "torch.no_grad() with accel.ops.use(exact=False)")
+        )  # fmt: skip
     if policy.strict and not impl.shape_invariant:
         found.append(
             Refusal("shape_invariant", "rows that do not depend on their neighbours",
@@ -147,7 +151,8 @@ def _asked(builder: OpBuilder, impl: Impl, request: Request) -> list[Refusal]:
         have = f"{type(found).__name__}: {found!r:.80}"
     except Exception as error:
         have = f"{type(error).__name__}: {error}"
-    return [Refusal("reasons", "a list of Refusal from reasons()", have)]
+    remedy = "report it to the plugin's authors"
+    return [Refusal("reasons", "a list of Refusal from reasons()", have, remedy)]
 
 
 def _fallback(verdicts: tuple[Verdict, ...], chosen: Entry | None) -> str | None:

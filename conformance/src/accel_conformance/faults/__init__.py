@@ -6,11 +6,12 @@
 values.py       wrong results of linear          products.py     of its kin
 norms.py        of norms and what is like them   heads.py        of attention and logprob
 gradients.py    wrong gradients                  memory.py       memory not the kernel's
-company.py      rows, threads, order             promises.py     claims, refusals, facts
+company.py      rows, threads, order             promises.py     claims, refusals, definitions
 tiers.py        small errors, unusual inputs     scale.py        what large calls show
 traces.py       what torch takes from an op      engine.py       what only the engine shows
 streams.py      streams and events               randomness.py   seeds and states
-figures.py      memory figures and times         builds.py       libraries half made, made twice
+figures.py      memory figures and times         facts.py        what a device says of itself
+builds.py       libraries half made, made twice
 planting.py     what a fault is                  host.py, device/   what they are planted in
 """
 
@@ -20,6 +21,7 @@ from accel_conformance.faults import (  # noqa: F401 (they register)
     builds,
     company,
     engine,
+    facts,
     figures,
     gradients,
     heads,

@@ -84,7 +84,7 @@ def plain_attention(impl: Impl, request: Request) -> list[Refusal]:
     """query_by_query serves what the native kernels do."""
     asked = {"mask": False, "slopes": False, "window": None, "softcap": None, "dropout": 0.0}
     return [
-        Refusal("option", f"no {name}", f"{name}={request.options[name]}")
+        Refusal("option", f"no {name}", f"{name}={request.options[name]}", f"leave {name} out")
         for name, plain in asked.items()
         if request.options[name] != plain
     ]

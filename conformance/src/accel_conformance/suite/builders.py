@@ -126,8 +126,7 @@ def _well_formed(seen: Evidence, request: Request, answer: object) -> bool:
         return False
     assert isinstance(answer, list)
     for refusal in answer:
-        whole = bool(refusal.code and refusal.want and refusal.have)
-        seen.expect("reasons", whole, f"{refusal!r} lacks its code, want or have")
+        seen.expect_whole("reasons", refusal)
     return True
 
 

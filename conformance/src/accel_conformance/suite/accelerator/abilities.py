@@ -100,8 +100,9 @@ def capabilities(acc: Accelerator, seen: Evidence) -> None:
         agree = (refused is None) == (supported is True) == (name in claimed)
         seen.expect("capability", agree, f"{name}: refusal {refused}, supports() {supported}")
         if refused is not None:
-            whole = isinstance(refused, Refusal) and all((refused.code, refused.want, refused.have))
-            seen.expect("capability", whole, f"{name} is refused by {refused!r}, without reason")
+            given = isinstance(refused, Refusal)
+            if seen.expect("capability", given, f"{name} is refused by {refused!r}, no Refusal"):
+                seen.expect_whole("capability", refused)
     try:
         acc.supports("telepathy")
     except ValueError:
