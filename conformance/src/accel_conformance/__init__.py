@@ -49,9 +49,10 @@ def run(
     ``ops``, ``dtypes``, ``impls``   only the cases of these, e.g. ``["linear"]``, ``["float32"]``,
                       ``["accel_cpu.native"]``; a case that has no op is left out by any of them
     ``cases``         only the cases whose id matches one of these patterns (``*``, ``?``, ``[]``)
-    ``profile``       what the backend is for: ``"inference"``, or ``"training"``, which includes it
-                      and is all there is, as None is
-    ``level``         ``"full"``, or ``"smoke"``: of cases that differ in their input alone one
+    ``profile``       what the backend is for: ``"inference"``, ``"training"``, which includes it,
+                      or ``"engine"``, which includes both and is all there is, as None is
+    ``level``         ``"full"``, or ``"smoke"``: of cases that differ in their input alone one, and
+                      none that takes long
     ``seed``          of the inputs that are drawn; of one seed they are the same every time
     ``expectations``  file of expected outcomes, in place of the one the backend names
     ``list_only``     print the ids of the cases and run none

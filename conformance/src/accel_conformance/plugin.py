@@ -21,7 +21,7 @@ OPTIONS = {
     "--accel-dtypes": ("A,B", "only the cases in these dtypes"),
     "--accel-impl": ("ID", "only the cases of this implementation"),
     "--accel-cases": ("A,B", "only the cases whose id matches one of these patterns (* ? [])"),
-    "--accel-profile": ("NAME", "what the backend is for: inference, or training, which is all"),
+    "--accel-profile": ("NAME", "what it is for: inference, training or engine, which is all"),
     "--accel-level": ("NAME", "full, or smoke: of cases that differ in their input alone one"),
     "--accel-seed": ("N", "of the inputs that are drawn: others than those of 0"),
     "--accel-expectations": ("FILE", "expected outcomes, in place of the backend's own file"),

@@ -74,7 +74,7 @@ def _run(
     needed, there = _products(target.contract, args), acc.properties().total_memory
     if there is not None and needed > there:
         want = f"{needed} bytes, for a kernel that holds every product of {RESULTS} sums"
-        seen.refused([Refusal("memory", want, f"{there}", "a device with more memory")])
+        seen.refused([Refusal("memory", want, f"{there}", "use a device with more memory")])
         return
     seen.input = target.told(args)
     with target.alone():
