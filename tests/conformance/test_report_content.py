@@ -96,6 +96,14 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     assert "\x1b" not in out
 
 
+def test_a_line_waits_for_no_cases_of_its_group_that_come_later(capsys):
+    ids = ["linear/host.linear/float32/odd", "rms_norm/host.norm/float32/odd",
+           "linear/host.linear/float32/padded"]  # fmt: skip
+    assert accel_conformance.run("host", cases=[f"rows/{id}" for id in ids]) == 0
+    lines = capsys.readouterr().out.splitlines()[:3]
+    assert lines == [f"rows/{id.rpartition('/')[0]}  1 passed" for id in ids]
+
+
 def test_quiet_says_the_verdict_alone(capsys):
     assert accel_conformance.run("host", cases=["accelerator/is_available"], quiet=True) == 0
     (line,) = capsys.readouterr().out.splitlines()

@@ -69,16 +69,15 @@ class Console:
 
     @contextmanager
     def _lines(self, session: Session) -> Iterator[Advance]:
-        """One line for each group of cases, when its last one is done."""
-        left = Counter(case.group for case in session.cases)
-        of: dict[str, list[Result]] = {}
+        """One line for each group of cases that are run in a row, when its last one is done."""
+        ends = {[*some][-1].id for _, some in groupby(session.cases, lambda case: case.group)}
+        results: list[Result] = []
 
         def advance(result: Result) -> None:
-            group = result.case.group
-            of.setdefault(group, []).append(result)
-            left[group] -= 1
-            if not left[group]:
-                self._say(f"{group}  {_counted(of.pop(group))}")
+            results.append(result)
+            if result.case.id in ends:
+                self._say(f"{result.case.group}  {_counted(results)}")
+                results.clear()
 
         yield advance
 
