@@ -48,7 +48,7 @@ def test_a_product_may_be_kept_on_one_thread(fresh):
         x, w = torch.empty(64, 512), torch.empty(512, 512)
         torch.set_num_threads(3)
         for threads in (1, 0):
-            settings = {"threads": threads, "weight_kib": 384}
+            settings = {"threads": threads, "columns": 0}
             shapes = (tuple(x.shape), tuple(w.shape), None)
             chosen.builder.turn(chosen.impl, x.dtype, shapes, settings)
             before = len(os.listdir("/proc/self/task"))

@@ -90,11 +90,11 @@ class LinearBuilder(_Native):
 
     def knobs(self, impl: Impl) -> tuple[Knob, ...]:
         """How a product is cut into blocks: ``threads`` 1 keeps it on the calling thread, whose
-        waking may cost more than it gains; ``weight_kib`` of the weight are a block's, as its L2
-        cache likes. Every output is summed in the same order."""
+        waking may cost more than it gains; ``columns`` of the result are a block's, 0 as many as it
+        would choose. Every output is summed in the same order."""
         if impl.op != "linear" or not self.native(impl):
             return ()
-        return Knob("threads", (0, 1)), Knob("weight_kib", (384, 128, 768, 1536))
+        return Knob("threads", (0, 1)), Knob("columns", (0, 128, 256, 512))
 
     def turn(
         self, impl: Impl, dtype: torch.dtype, shapes: Shapes, settings: Mapping[str, int]
@@ -105,7 +105,7 @@ class LinearBuilder(_Native):
         assert w is not None
         alone = settings["threads"] == 1
         kernels = torch.ops.accel_cpu_kernels
-        kernels.tune_linear(math.prod(x[:-1]), *w, dtype, alone, settings["weight_kib"])
+        kernels.tune_linear(math.prod(x[:-1]), *w, dtype, alone, settings["columns"])
 
 
 class TilingBuilder(_Native):

@@ -65,8 +65,8 @@ class _TiledProduct(torch.autograd.Function):
             inputs = x.reshape(m, x.shape[-1]).split(_widths(tiles), 1)
             grads = grad.reshape(m, grad.shape[-1]).split(_heights(tiles), 1)
             dx = _of_input(grads, tiles).view(x.shape) if needs_x else None
-            pairs = ((g, part) for g in grads for part in inputs)
-            of_tiles = [g.t() @ part if n else None for (g, part), n in zip(pairs, needs_tiles)]
+            pairs = ((g.t(), part.t()) for g in grads for part in inputs)
+            of_tiles = [ops.linear(*pair) if n else None for pair, n in zip(pairs, needs_tiles)]
             of_biases = [g.sum(0) if n else None for g, n in zip(grads, needs_biases)]
         return dx, None, *of_tiles, *of_biases
 
@@ -75,13 +75,12 @@ def _of_input(grads: Sequence[Tensor], tiles: Tiles) -> Tensor:
     """``[m, K]``: for each column of tiles the sum of ``[m, N_o]`` gradients times its tiles."""
     columns = list(zip(*tiles))
     if torch.is_grad_enabled():  # recorded, for a second derivative
-        shares = [torch.stack([g @ t for g, t in zip(grads, column)]).sum(0) for column in columns]
-        return torch.cat(shares, 1)
+        shares = [[ops.linear(g, t.t()) for g, t in zip(grads, column)] for column in columns]
+        return torch.cat([torch.stack(of_column).sum(0) for of_column in shares], 1)
     dx = grads[0].new_empty(len(grads[0]), sum(_widths(tiles)))
     for place, column in zip(dx.split(_widths(tiles), 1), columns):
-        torch.mm(grads[0], column[0], out=place)
-        for g, tile in zip(grads[1:], column[1:]):
-            place.addmm_(g, tile)
+        for o, (g, tile) in enumerate(zip(grads, column)):
+            ops.tiled_linear(g, tile.t(), None, place if o else None, out=place)
     return dx
 
 

@@ -11,13 +11,13 @@
 #include <math.h>
 
 #include "exponential.h"
-#include "linear_block.h"
+#include "linear_tile.h"
 #include "row_sum.h"
 
 namespace accel_cpu {
 namespace {
 
-static_assert(kAttentionKeys <= kMaxBlockColumns && kAttentionKeys % kLanes == 0);
+static_assert(kAttentionKeys == kTileColumns && kAttentionRows % kTileRows == 0);
 
 // A row so far.
 struct AttentionRow {
@@ -69,26 +69,28 @@ inline float weigh(float* s, int64_t keys, float scale, AttentionRow& row) {
 
 // The weights of a tile's rows for a block of keys, and what each row does with them.
 struct Weights {
-  Sums of_key;
-  float factor[kMaxTileRows];  // of the values of earlier blocks
-  int64_t keys[kMaxTileRows];  // that the row sees, ascending
+  float of_key[kTileRows][kAttentionKeys];
+  float factor[kTileRows];  // of the values of earlier blocks
+  int64_t keys[kTileRows];  // that the row sees, ascending
 };
 
 // out[r][e + j] = factor[r] out[r][e + j] + the sum of of_key[r][key] v[key][e + j] over the keys
-// that row r sees, for R rows and C vectors of j, or the n elements of one.
+// that row r sees, for R rows from the first on and C vectors of j, or the n elements of one.
 template <int R, int C, class T, class... N>
-void add_values_tile(const Weights& weights, const T* v, int64_t stride, float* out, int64_t width,
-                     int64_t e, N... n) {
-  // Unrolled by request, as in dot_tile.
+void add_values_tile(const Weights& weights, int first, const T* v, int64_t stride, float* out,
+                     int64_t width, int64_t e, N... n) {
+  const auto* of_key = weights.of_key + first;
+  const int64_t* keys = weights.keys + first;
+  // Unrolled by request, as in linear_tile.
   Vec acc[R * C];
 #pragma GCC unroll 24
   for (int j = 0; j < R * C; ++j) acc[j] = zero();
 
   int64_t key = 0;
-  for (; key < weights.keys[0]; ++key) {  // which all rows see
+  for (; key < keys[0]; ++key) {  // which all rows see
     Vec weight[R];
 #pragma GCC unroll 24
-    for (int r = 0; r < R; ++r) weight[r] = broadcast(weights.of_key[r][key]);
+    for (int r = 0; r < R; ++r) weight[r] = broadcast(of_key[r][key]);
 #pragma GCC unroll 24
     for (int c = 0; c < C; ++c) {
       const Vec value = load(v + key * stride + e + c * kLanes, n...);
@@ -98,77 +100,91 @@ void add_values_tile(const Weights& weights, const T* v, int64_t stride, float* 
   }
 #pragma GCC unroll 24
   for (int r = 0; r < R; ++r) {
-    for (int64_t own = key; own < weights.keys[r]; ++own) {
-      const Vec weight = broadcast(weights.of_key[r][own]);
+    for (int64_t own = key; own < keys[r]; ++own) {
+      const Vec weight = broadcast(of_key[r][own]);
 #pragma GCC unroll 24
       for (int c = 0; c < C; ++c) {
         const Vec value = load(v + own * stride + e + c * kLanes, n...);
         acc[r * C + c] = madd(weight, value, acc[r * C + c]);
       }
     }
-    if (weights.keys[r] == 0) continue;
+    if (keys[r] == 0) continue;
 #pragma GCC unroll 24
     for (int c = 0; c < C; ++c) {
       float* p = out + r * width + e + c * kLanes;
-      store(p, madd(load(p, n...), broadcast(weights.factor[r]), acc[r * C + c]), n...);
+      store(p, madd(load(p, n...), broadcast(weights.factor[first + r]), acc[r * C + c]), n...);
     }
   }
 }
 
-// The same for all `width` elements of a value from e on, in ever narrower tiles.
-template <int R, int C, class T>
-void add_values_from(int64_t e, const Weights& weights, const T* v, int64_t stride, float* out,
-                     int64_t width) {
+constexpr int kValueRows = kTileRows < 6 ? kTileRows : 6;
+
+// The same for all `width` elements of a value. Chooses the tile for 1 to kValueRows rows.
+template <int R = kValueRows, class T>
+void add_values(int rows, const Weights& weights, int first, const T* v, int64_t stride, float* out,
+                int64_t width) {
+  if constexpr (R > 1) {
+    if (rows < R) return add_values<R - 1>(rows, weights, first, v, stride, out, width);
+  }
+  constexpr int C = tile_vectors(R);
+  int64_t e = 0;
   for (; e + C * kLanes <= width; e += C * kLanes) {
-    add_values_tile<R, C>(weights, v, stride, out, width, e);
+    add_values_tile<R, C>(weights, first, v, stride, out, width, e);
   }
-  if constexpr (C > 1) {  // 8, 4 and 1: a tile of 2 is rarely wanted and a third of the code
-    add_values_from<R, C == 8 ? 4 : 1>(e, weights, v, stride, out, width);
-  } else if (e < width) {
-    const int n = static_cast<int>(width - e);
-    add_values_tile<R, 1>(weights, v, stride, out, width, e, n);
-  }
+  for_each_vector(width - e, [&](int64_t i, auto... n) {
+    add_values_tile<R, 1>(weights, first, v, stride, out, width, e + i, n...);
+  });
 }
 
-// Chooses the tile for 1 to kMaxTileRows rows.
-template <int R = kMaxTileRows, class T>
-void add_values(int rows, const Weights& weights, const T* v, int64_t stride, float* out,
-                int64_t width) {
-  if (rows == R) {
-    add_values_from<R, tile_columns(R)>(0, weights, v, stride, out, width);
-  } else if constexpr (R > 1) {
-    add_values<R - 1>(rows, weights, v, stride, out, width);
+// How a block's rows and the panels of its keys lie.
+struct AttentionTiles {
+  int rows, vectors;  // of a tile
+  int64_t q_size;     // floats of a tile's queries
+  int64_t k_size;     // and of a panel of keys
+};
+
+inline AttentionTiles attention_tiles(const AttentionArgs& args, int64_t rows) {
+  const int R = tile_rows(rows), vectors = tile_vectors(R);
+  const int64_t chunks = (args.d + kChunk - 1) / kChunk;
+  return {R, vectors, chunks * R * kChunk, chunks * kChunk * vectors * kLanes};
+}
+
+// Panels of a block of keys, [keys, d].
+template <class T>
+void read_keys(const Matrix& k, int64_t keys, int64_t d, const AttentionTiles& tiles, float* out) {
+  for (int64_t n = 0; n < keys; n += tiles.vectors * kLanes, out += tiles.k_size) {
+    read_panel<Widened<T>>({k, n, keys, 0, d}, tiles.vectors, reinterpret_cast<Vec*>(out));
   }
 }
 
 // Takes `rows` rows through the keys of their span from `first` on, as far as they see the next
-// kAttentionKeys. k and v are [keys, d] and [keys, e], of T.
-template <class T>
-void take_keys(const AttentionArgs& args, AttentionRow* row, int64_t rows, int64_t first,
-               const Matrix& k, const Matrix& v, const AttentionScratch& scratch) {
-  for (int64_t m = 0; m < rows; m += kMaxTileRows) {
-    const int count = static_cast<int>(rows - m < kMaxTileRows ? rows - m : kMaxTileRows);
+// kAttentionKeys: `keys` of those, whose panels and values, [keys, e], are at hand.
+template <class V>
+void take_keys(const AttentionArgs& args, const AttentionTiles& tiles, AttentionRow* row,
+               int64_t rows, int64_t first, const V* v, int64_t v_stride,
+               const AttentionScratch& scratch) {
+  const auto scores = linear_tile_of<Fp32>(tiles.rows);
+  const int64_t columns = tiles.vectors * kLanes;
+  for (int64_t m = 0; m < rows; m += tiles.rows) {
+    const int count = static_cast<int>(smaller(rows - m, tiles.rows));
     const int64_t keys = seen_of_block(row[m + count - 1], first);
     if (keys == 0) continue;
     Weights weights;
-    dot_rows<Widened<T, float>>(count, {scratch.q, args.d}, m, k, {m, m + count, 0, keys}, args.d,
-                                weights.of_key);
+    for (int64_t n = 0; n < keys; n += columns) {
+      scores(scratch.q + m / tiles.rows * tiles.q_size,
+             {reinterpret_cast<const Vec*>(scratch.k + n / columns * tiles.k_size)}, args.d, {},
+             {weights.of_key[0] + n, kAttentionKeys});
+    }
     for (int r = 0; r < count; ++r) {
       weights.keys[r] = seen_of_block(row[m + r], first);
       if (weights.keys[r] == 0) continue;
       weights.factor[r] = weigh(weights.of_key[r], weights.keys[r], args.scale, row[m + r]);
     }
-    add_values(count, weights, static_cast<const T*>(v.data), v.stride, scratch.out + m * args.e,
-               args.e);
+    for (int r = 0; r < count; r += kValueRows) {
+      const int values = static_cast<int>(smaller(count - r, kValueRows));
+      add_values(values, weights, r, v, v_stride, scratch.out + (m + r) * args.e, args.e);
+    }
   }
-}
-
-template <class T>
-Matrix widened(const Matrix& a, int64_t rows, int64_t width, float* out) {
-  for (int64_t i = 0; i < rows; ++i) {
-    widen_to(out + i * width, static_cast<const T*>(a.data) + i * a.stride, width);
-  }
-  return {out, width};
 }
 
 template <class T>
@@ -180,30 +196,35 @@ void attention_block(const AttentionArgs& args, const AttentionBlock& block,
   const auto query_of = [&](int64_t r) { return (block.r0 + r) / group; };
   const auto head_of = [&](int64_t r) { return block.kv_head * group + (block.r0 + r) % group; };
 
+  const AttentionTiles tiles = attention_tiles(args, rows);
   AttentionRow row[kAttentionRows];
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t last = args.causal ? query_of(r) + span.k_len - span.q_len : span.k_len - 1;
     row[r] = {last < 0 ? 0 : last + 1, -INFINITY, zero()};
-    const T* q = static_cast<const T*>(args.q.data) + head_of(r) * args.q.head;
-    widen_to(scratch.q + r * args.d, q + (span.q_start + query_of(r)) * args.q.row, args.d);
+    const T* head = static_cast<const T*>(args.q.data) + head_of(r) * args.q.head;
+    float* tile = scratch.q + r / tiles.rows * tiles.q_size;
+    stage_row<Fp32>(head + (span.q_start + query_of(r)) * args.q.row, args.d, tiles.rows,
+                          tile + r % tiles.rows * kChunk);
   }
   __builtin_memset(scratch.out, 0, rows * args.e * sizeof(float));
 
   const T* k = static_cast<const T*>(args.k.data) + block.kv_head * args.k.head;
   const T* v = static_cast<const T*>(args.v.data) + block.kv_head * args.v.head;
-  // Where more than one tile reads the keys, they are widened once.
-  const bool widen = sizeof(T) < sizeof(float) && rows > kMaxTileRows;
+  // Where more than one tile reads the values, they are widened once.
+  const bool widen = sizeof(T) < sizeof(float) && rows > tiles.rows;
   const int64_t seen = row[rows - 1].seen;  // by any row
   for (int64_t first = 0; first < seen; first += kAttentionKeys) {
-    const Matrix keys{k + (span.k_start + first) * args.k.row, args.k.row};
-    const Matrix values{v + (span.k_start + first) * args.v.row, args.v.row};
-    if (widen) {
-      const int64_t count = seen_of_block(row[rows - 1], first);
-      take_keys<float>(args, row, rows, first, widened<T>(keys, count, args.d, scratch.k),
-                       widened<T>(values, count, args.e, scratch.v), scratch);
-    } else {
-      take_keys<T>(args, row, rows, first, keys, values, scratch);
+    const int64_t keys = seen_of_block(row[rows - 1], first), start = span.k_start + first;
+    read_keys<T>({k + start * args.k.row, args.k.row}, keys, args.d, tiles, scratch.k);
+    const T* values = v + start * args.v.row;
+    if (!widen) {
+      take_keys(args, tiles, row, rows, first, values, args.v.row, scratch);
+      continue;
     }
+    for (int64_t i = 0; i < keys; ++i) {
+      widen_to(scratch.v + i * args.e, values + i * args.v.row, args.e);
+    }
+    take_keys(args, tiles, row, rows, first, scratch.v, args.e, scratch);
   }
 
   for (int64_t r = 0; r < rows; ++r) {

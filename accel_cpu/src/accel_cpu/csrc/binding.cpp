@@ -43,7 +43,7 @@ Matrix as_it_lies(at::Tensor& w) {
 
 // The product x w^T + b as arguments, but for where it goes. `x` and `p` keep alive what those
 // point to.
-LinearArgs product_of(const char* op, at::Tensor& x, Projection& p, bool as_rows = false) {
+LinearArgs product_of(const char* op, at::Tensor& x, Projection& p) {
   check_x(op, x);
   TORCH_CHECK(p.w.dim() == 2, op, ": ", p.w_name, " must be [N, K], but has shape ", p.w.sizes());
   check_projection(op, p, x, p.w.size(0));
@@ -52,8 +52,8 @@ LinearArgs product_of(const char* op, at::Tensor& x, Projection& p, bool as_rows
   args.m = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
   args.n = p.w.size(0);
   args.k = x.size(-1);
-  args.w = as_rows ? matrix_of(p.w) : as_it_lies(p.w);
-  args.x = packs(args) && x.dim() == 2 ? as_it_lies(x) : matrix_of(x);
+  args.w = as_it_lies(p.w);
+  args.x = x.dim() == 2 ? as_it_lies(x) : matrix_of(x);
   args.bias = vector_of(p.b);
   return args;
 }
@@ -95,11 +95,11 @@ at::Tensor gated_linear_native(at::Tensor x, const at::Tensor& w_gate, const at:
                                std::string_view act, std::optional<at::ScalarType> out_dtype) {
   const char* op = "gated_linear_native";
   Projection gate{"w_gate", w_gate, "b_gate", b_gate}, up{"w_up", w_up, "b_up", b_up};
-  LinearArgs args = product_of(op, x, gate, true);
+  LinearArgs args = product_of(op, x, gate);
   check_projection(op, up, x, args.n);
   args.act = activation_of(op, act);
   args.gated = true;
-  args.w_up = matrix_of(up.w);
+  args.w_up = as_it_lies(up.w);
   args.bias_up = vector_of(up.b);
   return run(op, args, x, out_dtype.value_or(x.scalar_type()));
 }
@@ -110,12 +110,12 @@ at::Tensor lora_linear_native(at::Tensor x, const at::Tensor& w, const at::Tenso
   const char* op = "lora_linear_native";
   Projection main{"w", w, "b", b}, inner{"lora_a", lora_a, "", std::nullopt};
   LinearArgs args = product_of(op, x, main);
-  const LinearArgs down = product_of(op, x, inner, true);
+  const LinearArgs down = product_of(op, x, inner);
   check_operand(op, "lora_b", lora_b, x, {args.n, down.n});
   const at::Tensor u = run(op, down, x, at::kFloat);
   args.rank = down.n;
   args.u = {u.const_data_ptr(), args.rank};
-  args.lora_b = matrix_of(lora_b);
+  args.lora_b = as_it_lies(lora_b);
   args.scale = static_cast<float>(scale);
   return run(op, args, x, out_dtype.value_or(x.scalar_type()));
 }
@@ -166,7 +166,8 @@ void logprob_of_hidden(LinearArgs product, LogprobArgs args, const at::TensorOpt
   product.out = z.mutable_data_ptr();
   product.out_stride = args.v;
   args.z = {z.const_data_ptr(), args.v};
-  const int64_t row_bytes = product.x.stride * (product.dtype == DType::f32 ? 4 : 2);
+  const int64_t row_bytes =
+      (product.x.by_columns ? 1 : product.x.stride) * (product.dtype == DType::f32 ? 4 : 2);
   for (int64_t done = 0; done < m; done += rows) {
     product.m = args.m = std::min(rows, m - done);
     linear(product, threads);
@@ -225,8 +226,8 @@ std::tuple<at::Tensor, at::Tensor> logprob_native(at::Tensor x, const at::Tensor
   return {chosen, entropy};
 }
 
-void tune(int64_t m, int64_t n, int64_t k, at::ScalarType dtype, bool alone, int64_t weight_kib) {
-  tune_linear(m, n, k, dtype_of("tune_linear", "dtype", dtype), {alone, weight_kib});
+void tune(int64_t m, int64_t n, int64_t k, at::ScalarType dtype, bool alone, int64_t columns) {
+  tune_linear(m, n, k, dtype_of("tune_linear", "dtype", dtype), {alone, columns});
 }
 
 std::string isa() { return kernels().isa; }
@@ -260,7 +261,7 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
   m.def("isa() -> str", tags);
   m.impl("isa", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(isa));
   m.def(
-      "tune_linear(int m, int n, int k, ScalarType dtype, bool alone, int weight_kib) -> ()", tags);
+      "tune_linear(int m, int n, int k, ScalarType dtype, bool alone, int columns) -> ()", tags);
   m.impl("tune_linear", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(tune));
 }
 

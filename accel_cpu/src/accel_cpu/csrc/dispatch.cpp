@@ -25,9 +25,7 @@ std::vector<Candidate> candidates() {
                       __builtin_cpu_supports("avx512dq");
   Kernels avx512_bf16 = kAvx512Kernels;  // fp32 and fp16 gain nothing from the bf16 instructions
   avx512_bf16.isa = "avx512_bf16";
-  avx512_bf16.linear[static_cast<int>(DType::bf16)] = linear_block_bf16_pairs;
-  avx512_bf16.linear_columns[static_cast<int>(DType::bf16)] = linear_columns_bf16_pairs;
-  avx512_bf16.linear_packed[static_cast<int>(DType::bf16)] = linear_packed_bf16_pairs;
+  avx512_bf16.linear[static_cast<int>(DType::bf16)] = linear_part_bf16_pairs;
   all.push_back({avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
   all.push_back({kAvx512Kernels, avx512});
   all.push_back({kAvx2Kernels, avx2});

@@ -36,15 +36,15 @@ struct Matrix {
 };
 
 struct LinearArgs {
-  Matrix x;                       // [m, k], beside a w by columns also by columns if packs()
-  Matrix w;                       // [n, k], without w_up also by columns
+  Matrix x;                       // [m, k], also by columns
+  Matrix w;                       // [n, k], also by columns
   const void* bias = nullptr;     // [n]
   bool gated = false;             // out = act(x w^T + bias) * (x w_up^T + bias_up)
-  Matrix w_up;                    // [n, k]
+  Matrix w_up;                    // [n, k], also by columns
   const void* bias_up = nullptr;  // [n]
   int64_t rank = 0;               // with any: out = x w^T + bias + scale * (u lora_b^T)
   Matrix u;                       // [m, rank], fp32
-  Matrix lora_b;                  // [n, rank]
+  Matrix lora_b;                  // [n, rank], also by columns
   float scale = 1;
   Matrix partial;                 // [m, n], of dtype or fp32; added to all that, if there is one
   DType partial_dtype = DType::f32;
@@ -122,15 +122,15 @@ struct AttentionBlock {
   int64_t span, kv_head, r0, r1;
 };
 
-// The most rows of a block, a multiple of the tallest tile, 6, and the keys they take at a time.
+// The most rows of a block, a multiple of the tallest tile, and the keys they take at a time.
 constexpr int64_t kAttentionRows = 48;
 constexpr int64_t kAttentionKeys = 64;
 
 // What a thread works in.
 struct AttentionScratch {
-  float* q;    // [kAttentionRows, d]
+  float* q;    // [kAttentionRows, d], d rounded up to kChunk
   float* out;  // [kAttentionRows, e]
-  float* k;    // [kAttentionKeys, d]
+  float* k;    // [kAttentionKeys, d], d likewise; aligned to 64 bytes, as q is
   float* v;    // [kAttentionKeys, e]
 };
 
@@ -151,34 +151,28 @@ struct Block {
   int64_t m0, m1, n0, n1;
 };
 
-// The widest block: its fp32 results wait on the thread's stack. A multiple of the widest tile, 8.
-constexpr int64_t kMaxBlockColumns = 96;
-// Of linear_columns, whose sums wait for all of k: rows times columns, 64 KiB of the stack.
-constexpr int64_t kMaxBlockSums = 16384;
-// Its widest tile.
-constexpr int64_t kColumnTile = 64;
-// Consecutive k it sums before it adds them to the others.
-constexpr int64_t kColumnChunk = 64;
+// Consecutive k that a product sums before it adds them to the others.
+constexpr int64_t kChunk = 64;
+// The most k it takes at a time, and the rows of x that are staged for them. With 256 and 144 a
+// product with K=512, whose sums then wait once, takes a tenth longer (fp32, Zen 3).
+constexpr int64_t kMaxSlice = 512, kStagedRows = 72;
+// The tallest and the widest tile of any instruction set; tiles of all are whole parts of the widest.
+constexpr int64_t kMaxTileRows = 12, kTileColumns = 64;
 
-// Of many rows beside a w by columns a thread takes parts of so many rows and columns, through so
-// much of k at a time: of w the part's columns lie packed in L3, of x some of its rows in L2.
-constexpr int64_t kPartRows = 768, kPartColumns = 1024, kPackedDepth = 256, kPackedRows = 144;
-constexpr int64_t kMaxPackedTileRows = 12, kMaxPackedTileColumns = 32;  // of any instruction set
-
-// What a thread packs into, aligned to 64 bytes.
-struct PackedScratch {
-  void* w;              // [columns of the part, kPackedDepth] of 4 bytes
-  void* x;              // [kPackedRows, kPackedDepth] of 4 bytes
-  float* sums;          // [rows of the part and a tile more, sums_stride]
-  int64_t sums_stride;  // no power of two, or rows would meet in a few sets of the cache
+// What a thread multiplies in, aligned to 64 bytes. Strides are no powers of two, or rows would meet
+// in a few sets of the cache.
+struct LinearScratch {
+  void* w;              // panels: [columns, kMaxSlice] of 4 bytes, of one tile where x is staged at once
+  void* x;              // [kStagedRows, kMaxSlice] of 4 bytes
+  float* sums;          // [rows and a tile more, sums_stride]
+  float* other;         // likewise, where gated or of a rank
+  int64_t sums_stride;
 };
 
 // What one instruction set implements, indexed by DType. These run on the calling thread.
 struct Kernels {
   const char* isa;
-  void (*linear[kDTypes])(const LinearArgs&, const Block&);
-  void (*linear_columns[kDTypes])(const LinearArgs&, const Block&);  // w by columns
-  void (*linear_packed[kDTypes])(const LinearArgs&, const Block&, const PackedScratch&);  // as well
+  void (*linear[kDTypes])(const LinearArgs&, const Block&, const LinearScratch&);
   void (*logprob[kDTypes])(const LogprobArgs&, int64_t m0, int64_t m1);
   void (*rms_norm[kDTypes])(const RmsNormArgs&, int64_t m0, int64_t m1);
   void (*layer_norm[kDTypes])(const LayerNormArgs&, int64_t m0, int64_t m1);
@@ -190,11 +184,8 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
-// Take the places of the linear kernels for bf16 in kAvx512Kernels where the CPU has
-// AVX512_BF16.
-void linear_block_bf16_pairs(const LinearArgs&, const Block&);
-void linear_columns_bf16_pairs(const LinearArgs&, const Block&);
-void linear_packed_bf16_pairs(const LinearArgs&, const Block&, const PackedScratch&);
+// Takes the place of the linear kernel for bf16 in kAvx512Kernels where the CPU has AVX512_BF16.
+void linear_part_bf16_pairs(const LinearArgs&, const Block&, const LinearScratch&);
 #endif
 
 // The kernels in use: the best this CPU has, or the ones ACCEL_CPU_ISA names. Decided once, on the
@@ -204,14 +195,11 @@ const Kernels& kernels();
 // How linear cuts products of one size, in place of what it would choose. Changes no result.
 struct LinearTuning {
   bool alone = false;      // on the calling thread, whatever the work
-  int64_t weight_kib = 0;  // of the weight in a block; 0: the default
+  int64_t columns = 0;     // of the result in a block; 0: the default
 };
 
 // From now on products of [m, k] and [n, k] of this dtype are cut so.
 void tune_linear(int64_t m, int64_t n, int64_t k, DType dtype, LinearTuning tuning);
-
-// True where linear would copy x and w together, whichever way they lie.
-bool packs(const LinearArgs& args);
 
 // Run an op on the `threads` threads of OpenMP's next parallel region, or on this thread alone
 // where the work is small.

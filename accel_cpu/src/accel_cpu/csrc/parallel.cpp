@@ -1,5 +1,5 @@
 // Cuts an op into blocks and deals them to the OpenMP threads. No cut changes a result (see
-// linear_block.h).
+// linear_tile.h).
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -12,13 +12,6 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
-
-constexpr int64_t kTileColumns = 8;  // the widest tile; the other width, 4, divides it
-constexpr int64_t kTileRows = 6;     // the tallest tile
-// Of the weight in a block: what an L2 cache of 1 MiB keeps while the rows of x pass by. From 256
-// to 640 KiB made no difference (K=1024 and 4096, Zen 4).
-constexpr int64_t kWeightBytes = 384 << 10;
 
 // Below these, a second thread gains less than waking it may cost. With the threads awake two break
 // even at 30k multiply-adds, 1.6 us (Zen 4); asleep they take several times that.
@@ -30,7 +23,7 @@ constexpr int64_t kAttentionGrain = kLinearGrain;
 // What tune_linear was told, one word for each size: a hash of the size in its upper 48 bits, then
 // LinearTuning. Sizes of one slot displace each other, which costs time and no result.
 constexpr int64_t kTunedSlots = 1024;
-constexpr int64_t kMaxTunedKib = (1 << 15) - 1;
+constexpr int64_t kMaxTunedColumns = (1 << 15) - 1;
 std::atomic<uint64_t> tuned[kTunedSlots];
 
 uint64_t mixed(uint64_t z) {  // SplitMix64
@@ -47,7 +40,7 @@ LinearTuning tuning_of(const LinearArgs& args) {
   const uint64_t hash = hash_of(args.m, args.n, args.k, args.dtype);
   const uint64_t word = tuned[hash % kTunedSlots].load(std::memory_order_relaxed);
   if (word >> 16 != hash) return {};
-  return {(word & 1) != 0, static_cast<int64_t>(word >> 1) & kMaxTunedKib};
+  return {(word & 1) != 0, static_cast<int64_t>(word >> 1) & kMaxTunedColumns};
 }
 
 // How to cut [m, n] into blocks of rows and columns.
@@ -55,35 +48,36 @@ struct Cut {
   int64_t rows, columns;
 };
 
-// Four blocks a thread even out cores of uneven speed.
-int64_t rows_of_blocks(const LinearArgs& args, int64_t columns, int threads) {
-  const int64_t wanted = ceil_div(4 * threads, ceil_div(args.n, columns));
-  return round_up(ceil_div(args.m, wanted), kTileRows);
+bool many_rows(const LinearArgs& args) { return args.m > kStagedRows; }
+
+// Of many rows a thread takes parts of so many rows and columns: w's columns lie as panels, 1 MiB
+// of them, in L2 and L3. Two parts a thread even out cores of uneven speed somewhat; each stages its rows of x anew.
+constexpr int64_t kPartRows = 768, kPartColumns = 512, kMinPartColumns = 128;
+
+Cut cut_many_rows(const LinearArgs& args, int threads) {
+  const int64_t row_parts = ceil_div(args.m, kPartRows);
+  const int64_t wanted = threads > 1 ? ceil_div(2 * threads, row_parts) : 1;
+  const int64_t columns = round_up(ceil_div(args.n, wanted), kTileColumns);
+  return {ceil_div(args.m, row_parts), std::clamp(columns, kMinPartColumns, kPartColumns)};
 }
 
-Cut cut_rows_of_w(const LinearArgs& args, int64_t weight_bytes, int threads) {
-  const int64_t row_bytes = args.k * size_of(args.dtype) * (args.gated ? 2 : 1);
-  const int64_t wanted = std::min({weight_bytes / std::max<int64_t>(row_bytes, 1),
-                                   ceil_div(args.n, threads), kMaxBlockColumns});
-  const int64_t columns = round_up(std::max<int64_t>(wanted, 1), kTileColumns);
-  return {rows_of_blocks(args, columns, threads), columns};
+// Few rows are not cut. By rows a block streams through kTileColumns rows of w from end to end. By
+// columns it takes them chunk after chunk, and the longer its part of each k is, the better memory
+// is read; so far as the sums that wait for all of k leave room in L2.
+constexpr int64_t kMaxBlockSums = 16384;
+
+Cut cut_few_rows(const LinearArgs& args, int threads) {
+  if (!args.w.by_columns) return {args.m, kTileColumns};
+  const int64_t wanted =
+      std::min(kMaxBlockSums / args.m, ceil_div(args.n, 4 * threads) + kTileColumns - 1);
+  return {args.m, std::max<int64_t>(wanted / kTileColumns * kTileColumns, kTileColumns)};
 }
 
-// By columns a block goes through w chunk after chunk, and through each chunk's rows from end to
-// end: the longer those are, the better memory is read. So few rows of x take many columns.
-constexpr int64_t kMaxBlockRows = 96;
-
-Cut cut_columns_of_w(const LinearArgs& args, int64_t weight_bytes, int threads) {
-  const int64_t wanted = std::min({weight_bytes / (kColumnChunk * size_of(args.dtype)),
-                                   kMaxBlockSums / std::min(args.m, kMaxBlockRows),
-                                   ceil_div(args.n, 4 * threads) + kColumnTile - 1});
-  const int64_t columns = std::max<int64_t>(wanted / kColumnTile * kColumnTile, kColumnTile);
-  return {std::min(rows_of_blocks(args, columns, threads), kMaxBlockRows), columns};
+Cut cut_of(const LinearArgs& args, int64_t columns, int threads) {
+  Cut cut = many_rows(args) ? cut_many_rows(args, threads) : cut_few_rows(args, threads);
+  if (columns) cut.columns = std::clamp(round_up(columns, kTileColumns), kTileColumns, kPartColumns);
+  return cut;
 }
-
-// Rows of x from which copying a w by columns together gains more than it costs.
-constexpr int64_t kPackedFrom = 48;
-constexpr int64_t kMinPartColumns = 128;
 
 // Deals m rows of k elements each to the threads, as f(m0, m1).
 template <class F>
@@ -105,26 +99,22 @@ float* scratch(int64_t size) {
 }
 
 AttentionScratch attention_scratch(int64_t d, int64_t e) {
-  float* q = scratch((kAttentionRows + kAttentionKeys) * (d + e));
-  float* out = q + kAttentionRows * d;
-  float* k = out + kAttentionRows * e;
-  return {q, out, k, k + kAttentionKeys * d};
+  const int64_t whole = round_up(d, kChunk);
+  float* q = scratch((kAttentionRows + kAttentionKeys) * (whole + e));
+  float* k = q + kAttentionRows * whole;
+  float* out = k + kAttentionKeys * whole;
+  return {q, out, k, out + kAttentionRows * e};
 }
 
-PackedScratch packed_scratch(const Cut& part) {
-  const int64_t stride = part.columns + kMaxPackedTileColumns;
-  const int64_t of_w = part.columns * kPackedDepth, of_x = kPackedRows * kPackedDepth;
-  float* w = scratch(of_w + of_x + (part.rows + kMaxPackedTileRows) * stride);
-  return {w, w + of_w, w + of_w + of_x, stride};
-}
-
-// Two parts a thread even out cores of uneven speed somewhat; each packs its rows of x anew.
-Cut cut_packed(const LinearArgs& args, int threads) {
-  const int64_t row_parts = ceil_div(args.m, kPartRows);
-  const int64_t wanted = threads > 1 ? ceil_div(2 * threads, row_parts) : 1;
-  const int64_t columns = round_up(ceil_div(args.n, wanted), kMaxPackedTileColumns);
-  const int64_t rows = round_up(ceil_div(args.m, row_parts), kMaxPackedTileRows);
-  return {rows, std::clamp(columns, kMinPartColumns, kPartColumns)};
+LinearScratch linear_scratch(const LinearArgs& args, const Cut& cut) {
+  const int64_t stride = cut.columns + kTileColumns;
+  const int64_t of_w = (many_rows(args) ? cut.columns + kTileColumns : kTileColumns) * kMaxSlice;
+  const int64_t of_x = (kStagedRows + kMaxTileRows) * kMaxSlice;
+  const int64_t of_sums = (cut.rows + kMaxTileRows) * stride;
+  const bool two = args.gated || args.rank;
+  float* w = scratch(of_w + of_x + (two ? 2 : 1) * of_sums);
+  float* sums = w + of_w + of_x;
+  return {w, w + of_w, sums, two ? sums + of_sums : nullptr, stride};
 }
 
 // Calls f on the blocks of [m, n], dealt to the threads.
@@ -144,34 +134,23 @@ void for_blocks(const LinearArgs& args, const Cut& cut, int threads, F f) {
 
 }  // namespace
 
-bool packs(const LinearArgs& args) { return args.w.by_columns && args.m >= kPackedFrom; }
-
 void tune_linear(int64_t m, int64_t n, int64_t k, DType dtype, LinearTuning tuning) {
   const uint64_t hash = hash_of(m, n, k, dtype);
-  const uint64_t kib = std::clamp<int64_t>(tuning.weight_kib, 0, kMaxTunedKib);
-  tuned[hash % kTunedSlots].store(hash << 16 | kib << 1 | tuning.alone, std::memory_order_relaxed);
+  const uint64_t columns = std::clamp<int64_t>(tuning.columns, 0, kMaxTunedColumns);
+  tuned[hash % kTunedSlots].store(hash << 16 | columns << 1 | tuning.alone,
+                                  std::memory_order_relaxed);
 }
 
 void linear(const LinearArgs& args, int threads) {
   if (args.m == 0 || args.n == 0) return;
-  const bool by_columns = args.w.by_columns;
-  const auto& blocks = by_columns ? kernels().linear_columns : kernels().linear;
-  const auto block = blocks[static_cast<int>(args.dtype)];
+  const auto part = kernels().linear[static_cast<int>(args.dtype)];
   const int64_t depth = args.k * (args.gated ? 2 : 1) + args.rank;
   const LinearTuning tuning = tuning_of(args);
-  const int64_t weight_bytes = tuning.weight_kib ? tuning.weight_kib << 10 : kWeightBytes;
   const bool small = args.m * args.n * std::max<int64_t>(depth, 1) < kLinearGrain;
   if (small || tuning.alone) threads = 1;
-
-  if (packs(args)) {
-    const auto part = kernels().linear_packed[static_cast<int>(args.dtype)];
-    const Cut cut = cut_packed(args, threads);
-    for_blocks(args, cut, threads, [&](const Block& b) { part(args, b, packed_scratch(cut)); });
-    return;
-  }
-  for_blocks(args, by_columns ? cut_columns_of_w(args, weight_bytes, threads)
-                              : cut_rows_of_w(args, weight_bytes, threads),
-             threads, [&](const Block& b) { block(args, b); });
+  const Cut cut = cut_of(args, tuning.columns, threads);
+  for_blocks(args, cut, threads,
+             [&](const Block& block) { part(args, block, linear_scratch(args, cut)); });
 }
 
 void rms_norm(const RmsNormArgs& args, int threads) {

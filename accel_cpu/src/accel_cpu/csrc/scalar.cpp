@@ -2,9 +2,7 @@
 
 #include "attention_rows.h"
 #include "layer_norm_rows.h"
-#include "linear_block.h"
-#include "linear_columns.h"
-#include "linear_packed.h"
+#include "linear_part.h"
 #include "logprob_rows.h"
 #include "rms_norm_rows.h"
 #include "rotary_rows.h"
@@ -13,11 +11,7 @@ namespace accel_cpu {
 
 const Kernels kScalarKernels = {
     "scalar",
-    {linear_block<Widened<float>>, linear_block<Widened<bf16>>, linear_block<Widened<f16>>},
-    {linear_columns<WidenedColumns<float>>, linear_columns<WidenedColumns<bf16>>,
-     linear_columns<WidenedColumns<f16>>},
-    {linear_packed<WidenedColumns<float>>, linear_packed<WidenedColumns<bf16>>,
-     linear_packed<WidenedColumns<f16>>},
+    {linear_part<Widened<float>>, linear_part<Widened<bf16>>, linear_part<Widened<f16>>},
     {logprob_rows<float>, logprob_rows<bf16>, logprob_rows<f16>},
     {rms_norm_rows<float>, rms_norm_rows<bf16>, rms_norm_rows<f16>},
     {layer_norm_rows<float>, layer_norm_rows<bf16>, layer_norm_rows<f16>},

@@ -13,6 +13,9 @@ using Vec = __m256;
 constexpr int kLanes = 8;
 // 12 accumulators, a vector of each row of x and one of w fill the 16 registers.
 constexpr int kAccumulators = 12;
+// The hardware's own is better: at M=4 14 GB/s, with this 11 (fp32 linear, K=1024, N=4096, one Zen 3
+// core).
+constexpr bool kPrefetchRows = false;
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec broadcast(float a) { return _mm256_set1_ps(a); }
@@ -95,6 +98,25 @@ inline void store(float* p, Vec a, int n) { _mm256_maskstore_ps(p, first_lanes(n
 inline void store(bf16* p, Vec a, int n) { store_bits(p, narrow_bf16(a), n); }
 inline void store(f16* p, Vec a, int n) {
   store_bits(p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT), n);
+}
+
+// v[i][j] becomes v[j][i].
+inline void transpose(Vec (&v)[kLanes]) {
+  Vec pairs[kLanes], quads[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < kLanes; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      quads[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
+      quads[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xee);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+  }
 }
 
 // out[j] = the sum of v[j], halving: lanes i and i + 4, then i + 2, i + 1.

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kLanes = 4;
 constexpr int kAccumulators = 4;
+constexpr bool kPrefetchRows = false;
 
 struct Vec {
   float lane[kLanes];
@@ -129,6 +130,17 @@ inline Vec load(const T* p, int n) {
 template <class T>
 inline void store(T* p, Vec a, int n = kLanes) {
   for (int i = 0; i < n; ++i) narrow(a.lane[i], p[i]);
+}
+
+// v[i][j] becomes v[j][i].
+inline void transpose(Vec (&v)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float a = v[i].lane[j];
+      v[i].lane[j] = v[j].lane[i];
+      v[j].lane[i] = a;
+    }
+  }
 }
 
 // out[j] = the sum of v[j], halving: lanes i and i + 2, then i + 1.

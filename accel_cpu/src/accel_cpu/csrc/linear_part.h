@@ -1,0 +1,186 @@
+// A part of linear, gated_linear or lora_linear on one thread, written over the vectors of the
+// vec_*.h included before it. The results do not depend on how the whole was cut (linear_tile.h).
+//
+// k is taken in slices; a row's sums wait in memory for the next one. Up to kFewRows rows take w as
+// it is read. Of more, staged in L2 kStagedRows at a time, tile after tile passes by a panel of w in
+// L1; the panels are kept where there are more rows than that.
+#pragma once
+
+#include "linear_few.h"
+#include "linear_finish.h"
+
+namespace accel_cpu {
+namespace {
+
+// What a thread sums for a block of results over a slice of k.
+struct Slice {
+  const Block& block;
+  const LinearScratch& scratch;
+  int64_t k0, size;
+  bool last;
+};
+
+// Calls run(from, to) with where the sums of a tile of R rows and C columns come from and go to: at
+// the end of k their place, if results.place() has one, else results.finish() takes them there.
+template <class Run, class Results>
+void sum_tile(const Slice& slice, const Block& tile, int R, int64_t C, Run run,
+              const Results& results) {
+  const auto& [block, scratch, k0, size, last] = slice;
+  float* kept = scratch.sums + (tile.m0 - block.m0) * scratch.sums_stride + (tile.n0 - block.n0);
+  const TileSums from = {k0 ? kept : nullptr, scratch.sums_stride};
+  if (!last) return run(from, TileSums{kept, scratch.sums_stride});
+  const TileSums place = results.place(tile, R, C);
+  if (place.data) return run(from, place);
+  float sums[kAccumulators * kLanes];
+  run(from, TileSums{sums, C});
+  results.finish(tile, sums, C);
+}
+
+// Calls f(slice) for even slices of k, once where k is 0.
+template <class F>
+void for_slices(const Block& block, const LinearScratch& scratch, int64_t k, int64_t most, F f) {
+  const int64_t slices = (k + most - 1) / most, chunks = (k + kChunk - 1) / kChunk;
+  const int64_t even = slices ? (chunks + slices - 1) / slices * kChunk : 0;
+  int64_t k0 = 0;
+  do {
+    const int64_t size = smaller(k - k0, even);
+    f(Slice{block, scratch, k0, size, k0 + size == k});
+    k0 += size;
+  } while (k0 < k);
+}
+
+// Calls f(tile) for the tiles of C columns of these rows.
+template <class F>
+void for_columns(const Block& block, int64_t m0, int64_t m1, int64_t C, F f) {
+  for (int64_t n = block.n0; n < block.n1; n += C) f(Block{m0, m1, n, smaller(n + C, block.n1)});
+}
+
+template <class Dot>
+StagedRows<Dot> staged(const LinearScratch& scratch, int rows, int64_t k) {
+  return {static_cast<typename Dot::Staged*>(scratch.x), rows, (k + kChunk - 1) / kChunk};
+}
+
+// Of up to kFewRows rows.
+template <class Dot, class X, class Results>
+void few_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
+              const LinearScratch& scratch, const Results& results) {
+  const int R = static_cast<int>(block.m1 - block.m0), vectors = tile_vectors(R);
+  const int64_t C = vectors * kLanes;
+  auto* panel = static_cast<typename Dot::Operand*>(scratch.w);
+  const auto direct = linear_tile_of<Dot, InColumns<Dot>, kFewRows>(R);
+  const auto transposed = transposed_tile_of<Dot>(R);
+  const auto packed = linear_tile_of<typename Dot::Arithmetic>(R);
+  // By columns each k is a page of its own, and the processor has the addresses of 64 at hand. By
+  // rows as much as can be staged.
+  const int64_t most = w.by_columns ? kChunk : kStagedRows / R * kMaxSlice;
+
+  for_slices(block, scratch, k, most, [&](const Slice& slice) {
+    const int64_t k0 = slice.k0, size = slice.size, steps = steps_of<Dot>(size);
+    const auto rows = staged<Dot>(scratch, R, size);
+    stage_rows<Dot, X>(x, block.m0, block.m1, k0, size, rows);
+    for_columns(block, block.m0, block.m1, C, [&](const Block& tile) {
+      const auto run = [&](TileSums from, TileSums to) {
+        const auto* at = static_cast<const typename Dot::Element*>(w.data) +
+                         (w.by_columns ? k0 * w.stride + tile.n0 : tile.n0 * w.stride + k0);
+        if (!w.by_columns) {
+          transposed(rows.data, {at, w.stride, tile.n1 - tile.n0, size}, steps, from, to);
+        } else if (tile.n1 - tile.n0 == C && size % Dot::kDepth == 0) {
+          direct(rows.data, {at, w.stride}, steps, from, to);
+        } else {
+          read_panel<Dot>({w, tile.n0, tile.n1, k0, size}, vectors, panel);
+          packed(rows.data, {panel}, steps, from, to);
+        }
+      };
+      sum_tile(slice, tile, R, C, run, results);
+    });
+  });
+}
+
+// Of more.
+template <class Dot, class X, class Results>
+void many_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
+               const LinearScratch& scratch, const Results& results) {
+  const int R = tile_rows(smaller(block.m1 - block.m0, kStagedRows)), vectors = tile_vectors(R);
+  const int64_t C = vectors * kLanes, together = kStagedRows / R * R;
+  const bool once = block.m1 - block.m0 <= together;
+  auto* panels = static_cast<typename Dot::Operand*>(scratch.w);
+  const auto tile_sums = linear_tile_of<typename Dot::Arithmetic>(R);
+  const int64_t most = once && w.by_columns ? kChunk : kMaxSlice;
+  const int64_t panel_size = vectors * kMaxSlice / Dot::kDepth;
+
+  for_slices(block, scratch, k, most, [&](const Slice& slice) {
+    const int64_t k0 = slice.k0, size = slice.size, steps = steps_of<Dot>(size);
+    const auto rows = staged<Dot>(scratch, R, size);
+    for (int64_t m = block.m0; m < block.m1; m += together) {
+      const int64_t end = smaller(m + together, block.m1);
+      stage_rows<Dot, X>(x, m, end, k0, size, rows);
+      for_columns(block, m, end, C, [&](const Block& tiles) {
+        const int64_t n = tiles.n0;
+        auto* panel = once ? panels : panels + (n - block.n0) / C * panel_size;
+        if (m == block.m0) read_panel<Dot>({w, n, block.n1, k0, size}, vectors, panel);
+        for (int64_t r = m; r < end; r += R) {
+          const auto run = [&](TileSums from, TileSums to) {
+            tile_sums(rows.tile(r - m), {panel}, steps, from, to);
+          };
+          sum_tile(slice, {r, smaller(r + R, end), n, tiles.n1}, R, C, run, results);
+        }
+      });
+    }
+  });
+}
+
+// The sums of x w^T, x of X, for each tile of the block.
+template <class Dot, class X, class Results>
+void product(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
+             const LinearScratch& scratch, const Results& results) {
+  if (block.m1 - block.m0 <= kFewRows) {
+    return few_rows<Dot, X>(x, w, k, block, scratch, results);
+  }
+  many_rows<Dot, X>(x, w, k, block, scratch, results);
+}
+
+// Sums that another product of the same block is finished with.
+struct Kept {
+  const Block& block;
+  const LinearScratch& scratch;
+
+  float* at(const Block& tile) const {
+    return scratch.other + (tile.m0 - block.m0) * scratch.sums_stride + (tile.n0 - block.n0);
+  }
+  TileSums place(const Block& tile, int, int64_t) const {
+    return {at(tile), scratch.sums_stride};
+  }
+  void finish(const Block&, float*, int64_t) const {}
+};
+
+template <class T>
+struct Finished {
+  const LinearArgs& args;
+  const Kept* other;
+
+  // Whole tiles of fp32 that nothing more happens to go straight to their place.
+  TileSums place(const Block& tile, int R, int64_t C) const {
+    const bool whole = tile.m1 - tile.m0 == R && tile.n1 - tile.n0 == C;
+    const bool done = args.out_dtype == DType::f32 && args.act == Activation::none && !args.bias &&
+                      !args.partial.data && !other;
+    if (!whole || !done) return {};
+    return {static_cast<float*>(args.out) + tile.m0 * args.out_stride + tile.n0, args.out_stride};
+  }
+  void finish(const Block& tile, float* sums, int64_t stride) const {
+    float* second = other ? other->at(tile) : nullptr;
+    finish_tile<T>(args, tile, sums, stride, second, other ? other->scratch.sums_stride : 0);
+  }
+};
+
+template <class Dot>
+void linear_part(const LinearArgs& args, const Block& block, const LinearScratch& scratch) {
+  using T = typename Dot::Element;
+  const Kept other = {block, scratch};
+  if (args.gated) product<Dot, T>(args.x, args.w_up, args.k, block, scratch, other);
+  if (args.rank) product<Widened<T>, float>(args.u, args.lora_b, args.rank, block, scratch, other);
+  const Finished<T> results = {args, args.gated || args.rank ? &other : nullptr};
+  product<Dot, T>(args.x, args.w, args.k, block, scratch, results);
+}
+
+}  // namespace
+}  // namespace accel_cpu
