@@ -96,6 +96,8 @@ void few_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
   });
 }
 
+static_assert(kStagedRows % kTileRows == 0, "or the rows of a block may need two stages, and w more panels");
+
 // Of more.
 template <class Dot, class X, class Results>
 void many_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
