@@ -61,6 +61,10 @@ class LoraLinear(Forward):
         a, b = down.weight.to(x.dtype), up.weight.to(x.dtype)
         return ops.lora_linear(x, base.weight, a, b, base.bias, scale=scale)
 
+    def stands_alone(self) -> bool:
+        """True if no adapter acts in this call."""
+        return self._adapter(current().adapter) is None
+
     def _adapter(self, wanted: str | None) -> str | None:
         """The adapter that acts here; None if the base layer stands alone."""
         module: Any = self.module
@@ -107,9 +111,14 @@ def fusable(module: nn.Module) -> str | None:
 
 
 def plain(module: nn.Module) -> Linear | None:
-    """The projection's forward, if its parent may read its weight: no hooks and no adapters."""
+    """The projection's forward, if its parent may read its weight: no hooks, and no adapter that
+    acts in this call; without one a LoRA layer has its base layer's results, bit for bit."""
+    if has_hooks(module):
+        return None
     found = installed(module)
-    return found if isinstance(found, Linear) and not has_hooks(module) else None
+    if isinstance(found, LoraLinear):
+        return plain(found.module.base_layer) if found.stands_alone() else None  # type: ignore[arg-type]
+    return found if isinstance(found, Linear) else None
 
 
 def activated(x: Tensor, module: nn.Module, act: nn.Module) -> Tensor:
