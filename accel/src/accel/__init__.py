@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accel import contracts, errors, ops, testing
     from accel.accelerator import CAPABILITIES, Accelerator, DeviceProperties
+    from accel.bench.offers import Ceiling, Peer
     from accel.engine import HybridEngine, HybridEngineConfig, ModelPolicy, hybridize, plan, restore
     from accel.hookspecs import Backend, hookimpl
     from accel.native import NativeLibrary, NativeOpBuilder, Source
@@ -28,6 +29,7 @@ __all__ = [
     "CAPABILITIES",
     "Accelerator",
     "Backend",
+    "Ceiling",
     "DeviceProperties",
     "HybridEngine",
     "HybridEngineConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "NativeLibrary",
     "NativeOpBuilder",
     "OpBuilder",
+    "Peer",
     "Refusal",
     "Request",
     "Source",
@@ -58,6 +61,7 @@ __all__ = [
 # name -> module it lives in; loaded when first asked for, so that importing accel stays cheap.
 _HOMES = {
     "CAPABILITIES": "accelerator", "Accelerator": "accelerator", "DeviceProperties": "accelerator",
+    "Ceiling": "bench.offers", "Peer": "bench.offers",
     "Backend": "hookspecs", "hookimpl": "hookspecs",
     "NativeLibrary": "native", "NativeOpBuilder": "native", "Source": "native",
     "HybridEngine": "engine", "HybridEngineConfig": "engine", "ModelPolicy": "engine",

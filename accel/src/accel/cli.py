@@ -1,5 +1,5 @@
-"""The command line: ``accel info | explain | build | conform``. Every command has ``--json`` and an
-exit code that tells the truth: 0 all is well, 1 it is not, 2 the command was misused.
+"""The command line: ``accel info | explain | build | bench | conform``. ``--json`` gives data, and
+the exit code tells the truth: 0 all is well, 1 it is not, 2 the command was misused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.table import Table
 from accel import diagnosis, layers, ops
 from accel import registry as _registry
 from accel.accelerator import Accelerator
+from accel.bench.command import bench
 from accel.errors import AccelError, AccelWarning
 from accel.native import cache
 from accel.op_builder import OpBuilder
@@ -120,6 +121,9 @@ def build(
     lines += [f"could not build {name}: {why}" for name, why in failed.items()]
     _report({"built": built, "failed": failed, "cache": str(cache.folder())}, lines, as_json)
     raise typer.Exit(1 if failed else 0)
+
+
+app.command()(bench)
 
 
 @app.command()

@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from accel.errors import PluginError
 from accel.refusal import Refusal
+
+if TYPE_CHECKING:
+    from accel.bench.offers import Peer
 
 # Builder class names a backend may offer, and what each is for.
 FAMILIES = {
@@ -176,6 +179,11 @@ class OpBuilder:
         """From now on ``impl`` runs with these values of its :meth:`knobs`, by name, where its
         tensors have this dtype and these shapes."""
         raise NotImplementedError(f"{type(self).__name__} lists {impl} but cannot turn its knobs")
+
+    def peers(self) -> Sequence[Peer]:
+        """Other libraries on this device that ``accel bench`` holds implementations beside, those
+        that may not be installed too; nothing by default."""
+        return ()
 
     def needs_build(self) -> bool:
         """True if :meth:`load` would have to compile something first."""

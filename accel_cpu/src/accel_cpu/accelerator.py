@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from accel import Accelerator, Backend, DeviceProperties, Refusal
+from accel import Accelerator, Backend, Ceiling, DeviceProperties, Refusal
 from accel.errors import UnsupportedCapability
-from accel_cpu import host_memory, processor
+from accel_cpu import ceilings, host_memory, processor
 from accel_cpu.memory_counter import COUNTER, NOT_SEEN
 
 # Offered by torch's host generator and by the processor itself.
@@ -197,6 +198,10 @@ class CpuAccelerator(Accelerator):
             return tensor.pin_memory()
         except RuntimeError as error:
             raise UnsupportedCapability(f"torch cannot pin memory here: {error}") from error
+
+    def ceilings(self, dtypes: Sequence[torch.dtype]) -> Sequence[Ceiling]:
+        """Memory read and multiply-adds, by loops in C++ that do nothing else."""
+        return tuple(ceilings.measure(dtypes))
 
     # -- ahead of time -----------------------------------------------------------------------
 

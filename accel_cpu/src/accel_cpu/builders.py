@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from accel import Impl, Kernel, Knob, NativeLibrary, NativeOpBuilder, Refusal, Request, Source
+from accel import (
+    Impl,
+    Kernel,
+    Knob,
+    NativeLibrary,
+    NativeOpBuilder,
+    Peer,
+    Refusal,
+    Request,
+    Source,
+)
 from accel.op_builder import Shapes
 from accel_cpu import gradients, onednn
+from accel_cpu.peers import OF_LINEAR
 
 _CSRC = Path(__file__).parent / "csrc"
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
@@ -87,6 +98,9 @@ class LinearBuilder(_Native):
             return onednn.linear
         kernel = super().load(impl)
         return Kernel(kernel, backward=gradients.linear) if impl.op == "linear" else kernel
+
+    def peers(self) -> Sequence[Peer]:
+        return OF_LINEAR
 
     def knobs(self, impl: Impl) -> tuple[Knob, ...]:
         """How a product is cut into blocks: ``threads`` 1 keeps it on the calling thread, whose

@@ -19,6 +19,7 @@ from accel.errors import UnsupportedCapability
 from accel.refusal import Refusal
 
 if TYPE_CHECKING:
+    from accel.bench.offers import Ceiling
     from accel.hookspecs import Backend
     from accel.op_builder import OpBuilder
 
@@ -174,6 +175,11 @@ class Accelerator(Streams, Memory, Rng, Graphs):
         if backend not in known:
             raise ValueError(f"unknown compile backend {backend!r}; known: {', '.join(known)}")
         self._compile_backend = backend
+
+    def ceilings(self, dtypes: Sequence[torch.dtype]) -> Sequence[Ceiling]:
+        """What the device was just measured to do at most by means of its own, for ``accel bench``,
+        which measures torch's operations itself; nothing by default."""
+        return ()
 
     # -- environment -------------------------------------------------------------------------
 

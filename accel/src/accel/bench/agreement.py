@@ -1,0 +1,53 @@
+"""Whether a contender computes what the contract says: who computes something else is no peer.
+
+Implementations are held to the contract's tolerance, as everywhere. Peers, and anybody's gradients,
+may round between their steps, which plain torch does in half precision: SLACK times that. It is
+still far below what a wrong formula, a missing bias or a lower precision makes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from accel.contracts import Tolerance
+
+SLACK = 8.0
+
+
+@dataclass(frozen=True)
+class Error:
+    """Of a result against float64, in units of the result's RMS; the worst of several results."""
+
+    rms: float
+    peak: float
+
+    def used(self, tolerance: Tolerance, slack: float) -> float:
+        """The share of the budget that it uses; more than 1, or NaN, breaks it."""
+        return max(self.rms / tolerance.rms, self.peak / tolerance.peak, key=_nan_last) / slack
+
+
+def error(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> Error:
+    """ValueError where they are not the same number of results, or of other shapes."""
+    shapes = [[tuple(t.shape) for t in results] for results in (got, wanted)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"results of shapes {shapes[0]}, where the contract has {shapes[1]}")
+    errors = [_error(one, other) for one, other in zip(got, wanted)]
+    return Error(*(max((e[i] for e in errors), key=_nan_last) for i in range(2)))
+
+
+def _error(got: Tensor, wanted: Tensor) -> tuple[float, float]:
+    if wanted.numel() == 0:
+        return 0.0, 0.0
+    wanted = wanted.to(torch.float64)
+    off = got.to(wanted.device).to(torch.float64) - wanted
+    size = float(wanted.square().mean().sqrt()) or 1.0
+    return float(off.square().mean().sqrt()) / size, float(off.abs().max()) / size
+
+
+def _nan_last(value: float) -> float:
+    return math.inf if math.isnan(value) else value

@@ -1,0 +1,5 @@
+from typing import Any
+
+
+def page(report: dict[str, Any]) -> str:
+    return ""
