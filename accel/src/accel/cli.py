@@ -10,13 +10,12 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from accel import diagnosis, layers, ops
+from accel import arguments, diagnosis, layers, ops
 from accel import registry as _registry
 from accel.accelerator import Accelerator
 from accel.bench.command import bench
@@ -76,17 +75,19 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Which implementation serves an op or each op of a layer, and why every other does not."""
-    where = None if device is None else _device(device)
+    where = None if device is None else arguments.device(device)
     layer = _layer(what)
     if layer is None:
-        shapes = tuple(_shape(text) for text in shape or ())
-        options = dict(_option(text) for text in option or ())
-        decision = ops.explain(what, device=where, dtype=_dtype(dtype), shapes=shapes, **options)
+        shapes = tuple(arguments.shape(text) for text in shape or ())
+        options = dict(arguments.option(text) for text in option or ())
+        decision = ops.explain(
+            what, device=where, dtype=arguments.dtype(dtype), shapes=shapes, **options
+        )
         decisions = {what: decision}
     elif shape or option:
         raise ValueError(f"--shape and --option are of an op; {what} is a layer")
     else:
-        decisions = layers.explained(layer, device=where, dtype=_dtype(dtype))
+        decisions = layers.explained(layer, device=where, dtype=arguments.dtype(dtype))
     found = {op: decision.to_dict() for op, decision in decisions.items()}
     lines = [str(decision) for decision in decisions.values()]
     lines = lines or [f"{what} uses no op: torch's own functions compute it"]
@@ -158,8 +159,9 @@ def conform(
         raise typer.Exit(told)
     if backend is None:
         _fail("accel conform needs --backend NAME, or --self-test")
+    named = arguments.names
     code = accel_conformance.run(
-        backend, report=report, ops=_names(ops_), dtypes=_names(dtypes), impls=_names(impls),
+        backend, report=report, ops=named(ops_), dtypes=named(dtypes), impls=named(impls),
         cases=case, profile=profile, level=level, seed=seed, expectations=expectations,
         list_only=list_only, quiet=quiet, json=as_json,
     )  # fmt: skip
@@ -207,40 +209,6 @@ def _to_build() -> dict[str, Accelerator | OpBuilder]:
         for item in found
         if type(item).build not in (Accelerator.build, OpBuilder.build)
     }
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _device(text: str) -> torch.device:
-    try:
-        return torch.device(text)
-    except RuntimeError as error:
-        raise ValueError(f"{text!r} is no torch device: {error}") from None
-
-
-def _dtype(text: str) -> torch.dtype:
-    found = getattr(torch, text.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"{text!r} is no torch dtype; for example float32, bfloat16, float16")
-    return found
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(size) for size in text.split("x"))
-    except ValueError:
-        raise ValueError(f'cannot read the shape {text!r}; write sizes as "8x128"') from None
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f'cannot read the option {text!r}; write "act=silu"')
-    if name.endswith("dtype"):
-        return name, _dtype(value)
-    return name, {"true": True, "false": False}.get(value, value)
 
 
 def _print_info(console: Console, facts: dict[str, Any]) -> None:

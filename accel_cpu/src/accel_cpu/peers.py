@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accel import Peer
-from accel.bench.peers import all_of, installed, only
+from accel.bench.peers import first_of, installed, only
 from accel.contracts.quantized_linear import whole
 from accel_cpu import onednn
 
@@ -46,13 +46,13 @@ def _ipex_linear(x: Tensor, w: Tensor, b: Tensor | None, *_: Any) -> Callable[[]
 
 
 _FORWARD = only(gradient=False)
-_IPEX = all_of(
+_IPEX = first_of(
     installed("intel_extension_for_pytorch", "intel-extension-for-pytorch"),
     only(dtypes=(torch.float32, torch.bfloat16), gradient=False, act=None),
 )
 
 OF_LINEAR = (
-    Peer("linear", "oneDNN, packed", _packed_linear, all_of(_FORWARD, onednn.reasons)),
+    Peer("linear", "oneDNN, packed", _packed_linear, first_of(_FORWARD, onednn.reasons)),
     Peer("linear", "IPEX", _ipex_linear, _IPEX),
     Peer("quantized_linear", "torch int4pack_mm", _int4_product, only(gradient=False, bits=4)),
 )

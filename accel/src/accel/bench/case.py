@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from accel.bench.sizes import COLD, MOST_COPIED, MOST_COPIES, Draw, Size
-from accel.contracts import CONTRACTS, Contract
+from accel.contracts import CONTRACTS, Contract, Tolerance
 
 Arguments = tuple[Any, ...]
 
@@ -53,6 +53,9 @@ class Case:
         """``linear decode``, ``attention (causal) train``: what ``--list`` shows."""
         variant = f" ({self.variant})" if self.variant else ""
         return f"{self.op}{variant} {self.size.name}{', backward' if self.backward else ''}"
+
+    def tolerance(self, dtype: torch.dtype) -> Tolerance:
+        return self.contract.tolerance[dtype]
 
     def with_backward(self) -> Case:
         return replace(self, backward=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from accel.bench import products, rowwise, sequences
+from accel.bench import bert, layers, products, rowwise, sequences
 from accel.bench.case import Case
+from accel.bench.layers import LayerCase
 from accel.bench.sizes import SIZES, Size
 from accel.contracts import CONTRACTS
 from accel.errors import close_matches
@@ -33,19 +34,31 @@ CASES: dict[str, tuple[Callable[[Size], Iterator[Case]], ...]] = {
 }
 
 
+LAYERS: dict[str, Callable[[Size], Iterator[LayerCase]]] = {
+    "LinearModuleForZeroStage3": layers.zero3,
+    "TiledLinear": layers.tiled_linear,
+    "TiledMLP": layers.tiled_mlp,
+    "TransformerLayer": bert.transformer_layer,
+    "tiled_cross_entropy": layers.losses,
+}
+
+
 def cases(
-    ops: Sequence[str] | None, sizes: Sequence[str], *, backward: bool = False
-) -> Iterator[Case]:
-    """Those of the ops (default: all) at the sizes, by name; ``backward`` adds to each forward
-    case the same with its gradients."""
-    for op in ops or CASES:
-        for size in sizes:
-            for maker in CASES[_known("op", op, CASES)]:
-                for case in maker(SIZES[_known("size", size, SIZES)]):
-                    if not case.size.backward:
-                        yield case
-                    if case.size.backward or backward:
+    names: Sequence[str] | None, sizes: Sequence[str], *, backward: bool = False
+) -> Iterator[Case | LayerCase]:
+    """Those of the ops and layers (default: all) at the sizes. With the gradients at sizes that are
+    for training, and with ``backward`` at all of them; layers only then."""
+    for name in names or [*CASES, *LAYERS]:
+        _known("op or layer", name, [*CASES, *LAYERS])
+        for size in (SIZES[_known("size", size, SIZES)] for size in sizes):
+            trains = size.backward or backward
+            for maker in CASES.get(name, ()):
+                for case in maker(size):
+                    yield case
+                    if trains:
                         yield case.with_backward()
+            if trains and name in LAYERS:
+                yield from LAYERS[name](size)
 
 
 def _known(kind: str, name: str, table: Iterable[str]) -> str:

@@ -13,12 +13,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from accel import selection
+from accel import arguments, selection
 from accel.bench import console, page, run
 from accel.bench.cases import cases
 from accel.bench.sizes import SIZES
 
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 DEFAULT_SIZES = "decode,prefill"
 
 
@@ -44,12 +43,12 @@ def bench(
     list_only: Annotated[bool, typer.Option("--list", help="Name the cases, run none.")] = False,
 ) -> None:
     """Every op and layer beside its peers, against ceilings measured in the same run."""
-    names = _names(ops)
-    chosen = list(cases(names, _names(sizes) or [], backward=backward))
+    names = arguments.names(ops)
+    chosen = list(cases(names, arguments.names(sizes) or [], backward=backward))
     if list_only:
         print("\n".join(f"{case.name}: {case.shape}, beside {case.text}" for case in chosen))
         return
-    wanted = [_dtype(name) for name in _names(dtypes) or []]
+    wanted = [arguments.dtype(name) for name in arguments.names(dtypes) or []]
     screen = console.screen()
     with (
         (
@@ -67,18 +66,6 @@ def bench(
     if report:
         _write(report / "bench.html", page.page(found), screen)
     raise typer.Exit(0 if run.healthy(found) else 1)
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _dtype(name: str) -> torch.dtype:
-    full = _DTYPES.get(name, name).removeprefix("torch.")
-    if full not in _DTYPES.values():
-        raise ValueError(f"accel bench has no dtype {name!r}; known: {', '.join(_DTYPES)}")
-    found: torch.dtype = getattr(torch, full)
-    return found
 
 
 @contextmanager

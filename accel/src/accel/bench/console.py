@@ -10,10 +10,12 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from accel import arguments
 from accel.bench.contest import SERVES
+from accel.contracts.checks import name_of
 
 Row = dict[str, Any]
-SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
+SHORT = {name_of(dtype): short for short, dtype in arguments.SHORT.items()}
 
 
 COLUMNS = {
@@ -62,16 +64,31 @@ def cases(rows: list[Row]) -> Iterator[RenderableType]:
     than they it is."""
     for op, group in groupby(rows, key=lambda row: row["op"]):
         for at, row in enumerate(group):
-            yield f"\n[bold]{op}[/] {_about(row)}" if at == 0 else _about(row)
+            yield f"\n[bold]{op}[/] {escape(about(row))}" if at == 0 else escape(about(row))
             yield _table(row, header=at == 0)
+            yield from (f"  [dim]{escape(line)}[/]" for line in beside_time(row))
 
 
-def _about(row: Row) -> str:
+def about(row: Row) -> str:
     """The variant, the size and the shape."""
     passes = "forward and backward" if row["backward"] else f"from {row['from']}"
     dtype = SHORT.get(row["dtype"], row["dtype"])
     parts = (row["variant"], row["size"], dtype, row["shape"], passes)
-    return escape(", ".join(part for part in parts if part))
+    return ", ".join(part for part in parts if part)
+
+
+def beside_time(row: Row) -> Iterator[str]:
+    """Of a layer the memory of a step, and how it stands beside what is promised of it."""
+    peaks = {c["name"]: c["peak_bytes"] for c in row["contenders"] if c["peak_bytes"] is not None}
+    if peaks:
+        told = ", ".join(f"{name} {_digits(peak / 2**20)}" for name, peak in peaks.items())
+        yield f"MiB at a step's highest point, above arguments and gradients: {told}"
+    for goal in row["goals"]:
+        met = "" if goal["is"] <= goal["at_most"] else ": more than promised"
+        yield (
+            f"{goal['is']:.2f} of the {goal['what']} of {goal['beside']}, at most "
+            f"{goal['at_most']:g} are promised{met}"
+        )
 
 
 def _table(row: Row, *, header: bool) -> Table:
@@ -90,8 +107,8 @@ def _line(contender: Row, row: Row) -> Iterator[str]:
     yield f"  [bold]{escape(contender['name'])}[/]" if serves else f"  {escape(contender['name'])}"
     yield duration(seconds["median"])
     yield f"{(seconds['high'] - seconds['low']) / 2 / seconds['median']:.0%}"
-    yield _rate(contender["gflops"])
-    yield _rate(contender["gbytes"])
+    yield rate(contender["gflops"])
+    yield rate(contender["gbytes"])
     share = contender["share"]
     yield f"{share:.0%} {contender['binds']}" if share else ""
     if ratio is None:
@@ -102,7 +119,7 @@ def _line(contender: Row, row: Row) -> Iterator[str]:
     yield f"[dim]{ratio['low']:.2f}-{ratio['high']:.2f}[/]"
 
 
-def _rate(value: float | None) -> str:
+def rate(value: float | None) -> str:
     return "" if value is None else _digits(value)
 
 

@@ -98,14 +98,25 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What serves promises: at most so many times a peer's ``"time"``, or its ``"memory"``."""
+
+    beside: str
+    what: str
+    at_most: float
+
+
+@dataclass(frozen=True)
 class Contest:
-    """``wanted`` makes, in float64, what every contender must compute; None where everyone draws
-    random numbers of their own."""
+    """``wanted`` makes, in float64, what every contender must compute first of all its results;
+    None where everyone draws random numbers of their own. With ``memory`` the bytes at a call's
+    highest point are taken too, above its arguments and their gradients."""
 
     contenders: Sequence[Contender]
     refused: Sequence[Refused]
     work: Work
     wanted: Callable[[], tuple[Tensor, ...]] | None
+    memory: bool = False
 
 
 def contest(case: Case, dtype: torch.dtype, accelerator: Accelerator) -> Contest:
@@ -217,6 +228,6 @@ def _tuple(found: Any) -> tuple[Tensor, ...]:
 
 
 def said(error: Exception) -> str:
-    """The first line of an error, short enough for a table."""
-    first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first:.160}"
+    """The first two lines of an error, short enough for a table."""
+    first = " ".join(str(error).split("\n")[:2])
+    return f"{type(error).__name__}: {first:.160}".strip()

@@ -50,8 +50,9 @@ def only(*, dtypes: Sequence[torch.dtype] = (), gradient: bool = True, **options
     return lambda request: [*reasons(request)]
 
 
-def all_of(*several: Reasons) -> Reasons:
-    return lambda request: [refusal for reasons in several for refusal in reasons(request)]
+def first_of(*several: Reasons) -> Reasons:
+    """The first reasons that there are: of what is not installed nobody asks the rest."""
+    return lambda request: next(filter(None, (reasons(request) for reasons in several)), ())
 
 
 def _found(module: str, name: str) -> Any:
@@ -102,8 +103,8 @@ def _int8_product(x: Tensor, w: Tensor, scales: Tensor, *_: Any) -> Callable[[],
 
 _LIGER = installed("liger_kernel", "liger-kernel")
 _APEX = installed("apex", "apex, from its sources")
-_FLASH = all_of(installed("flash_attn", "flash-attn"), only(dtypes=HALVES))
-_XFORMERS = all_of(installed("xformers", "xformers"), only(dtypes=HALVES))
+_FLASH = first_of(installed("flash_attn", "flash-attn"), only(dtypes=HALVES))
+_XFORMERS = first_of(installed("xformers", "xformers"), only(dtypes=HALVES))
 
 LIBRARIES = (
     Peer("rms_norm", "liger-kernel", _liger_rms_norm, _LIGER),

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
 
 import torch
-from torch import Tensor
 
 import accel
 from accel.accelerator import Accelerator
 from accel.bench import agreement, ceilings
-from accel.bench.case import Case
 from accel.bench.ceilings import Ceilings
-from accel.bench.contest import OURS, SERVES, Contest, Refused, contest, said
-from accel.bench.timing import Clock, Spread, in_rounds, ratio
-from accel.contracts import Tolerance
-from accel.contracts.checks import name_of
+from accel.bench.contest import SERVES
+from accel.bench.judging import AnyCase, Row, measured, rated
+from accel.bench.timing import Clock
+from accel.contracts.checks import FLOATS, name_of
+from accel.errors import UnsupportedCapability
 
 SCHEMA = 1
 ROUNDS = 11
 DTYPES = (torch.float32, torch.bfloat16)
-Row = dict[str, Any]
 
 
 Progress = Callable[[int, int, str], None]  # how many cases are done, of how many, and what comes
@@ -35,7 +31,7 @@ FAST = 0.25
 
 
 def bench(
-    accelerator: Accelerator, chosen: Sequence[Case], dtypes: Sequence[torch.dtype] = (), *,
+    accelerator: Accelerator, chosen: Sequence[AnyCase], dtypes: Sequence[torch.dtype] = (), *,
     rounds: int = ROUNDS, progress: Progress = lambda done, of, what: None,
 ) -> Row:  # fmt: skip
     """Everything, ready for JSON: the machine, how it was measured, ceilings, and a row per case.
@@ -44,6 +40,10 @@ def bench(
     ``progress`` is told what comes before it is measured.
     """
     asked = list(dtypes or DTYPES)
+    for dtype in asked:
+        if dtype not in FLOATS:
+            known = ", ".join(map(name_of, FLOATS))
+            raise ValueError(f"accel bench has no dtype {name_of(dtype)}; known: {known}")
     progress(0, len(chosen), "ceilings")
     before = ceilings.measure(accelerator, asked)
     slow = {} if dtypes else _slow(before, asked)
@@ -79,13 +79,15 @@ def _slow(roof: Ceilings, dtypes: Sequence[torch.dtype]) -> dict[str, str]:
     return found
 
 
-def machine(accelerator: Accelerator) -> dict[str, Any]:
+def machine(accelerator: Accelerator) -> Row:
     """What was measured on."""
-    properties = accelerator.properties()
+    try:
+        device = accelerator.properties().name
+    except UnsupportedCapability:
+        device = f"{accelerator.backend.vendor} {accelerator.device_type}"
     return {
         "backend": accelerator.name,
-        "device": properties.name,
-        "compute_units": properties.compute_units,
+        "device": device,
         "threads": torch.get_num_threads(),
         "accel": accel.__version__,
         "torch": torch.__version__,
@@ -108,89 +110,6 @@ def method(clock: Clock) -> dict[str, str]:
         "byte where arguments come from memory",
         "checked": f"every result against the contract's reference in float64: implementations "
         f"within its tolerance, peers and gradients within {agreement.SLACK:g} times it",
-    }
-
-
-def measured(case: Case, dtype: torch.dtype, accelerator: Accelerator, rounds: int) -> Row:
-    """One case: who was measured, with what figures, and who was not."""
-    about = {
-        "op": case.op, "variant": case.variant, "size": case.size.name, "shape": case.shape,
-        "dtype": name_of(dtype), "backward": case.backward,
-    }  # fmt: skip
-    found = contest(case, dtype, accelerator)
-    return about | judged(found, case.contract.tolerance[dtype], Clock(accelerator), rounds)
-
-
-def judged(found: Contest, tolerance: Tolerance, clock: Clock, rounds: int) -> Row:
-    """Check all contenders, time those who pass, and put their figures side by side."""
-    errors, refused = _checked(found, tolerance)
-    passed = [c for c in found.contenders if c.name in errors]
-    times = in_rounds({c.name: c.timed() for c in passed}, clock, rounds)
-    ours = next((c.name for c in passed if c.kind == SERVES), None)
-    return {
-        "from": "memory" if found.work.cold else "cache",
-        "bytes": found.work.bytes,
-        "flops": found.work.flops,
-        "contenders": [
-            {
-                "name": c.name,
-                "kind": c.kind,
-                "seconds": Spread.of(times[c.name]).to_dict(),
-                "rounds": times[c.name],
-                "error": errors[c.name],
-                "ratio": ratio(times[c.name], times[ours]).to_dict()
-                if ours and c.name != ours
-                else None,
-            }
-            for c in passed
-        ],
-        "refused": [asdict(r) for r in refused],
-    }
-
-
-def _checked(found: Contest, tolerance: Tolerance) -> tuple[dict[str, float | None], list[Refused]]:
-    """By name the share of the error budget that each used; those who broke it are refused."""
-    errors: dict[str, float | None] = {}
-    refused = list(found.refused)
-    wanted: tuple[Tensor, ...] | None = None
-    for one in found.contenders:
-        try:
-            got = one.results()
-            if found.wanted is None:
-                errors[one.name] = None
-                continue
-            wanted = found.wanted() if wanted is None else wanted
-            strict = one.kind in OURS and not one.leaves
-            used = agreement.error(got, wanted).used(tolerance, 1.0 if strict else agreement.SLACK)
-        except Exception as error:
-            refused.append(Refused(one.name, one.kind, said(error)))
-            continue
-        if used <= 1:
-            errors[one.name] = used
-        else:
-            reason = f"computes something else: {used:.3g} of the error it may have"
-            refused.append(Refused(one.name, one.kind, reason))
-    return errors, refused
-
-
-def rated(row: Row, ceilings: Ceilings) -> Row:
-    """With GFLOP/s and GB/s of every contender, the share of what the roof allows, and the ceiling
-    that binds."""
-    rated = [c | _rates(row, c["seconds"]["median"], ceilings) for c in row["contenders"]]
-    return row | {"contenders": rated}
-
-
-def _rates(row: Row, seconds: float, ceilings: Ceilings) -> Row:
-    flops, moved, cold = row["flops"], row["bytes"], row["from"] == "memory"
-    product = flops / ceilings.product(row["dtype"]) if flops else 0.0  # seconds at least
-    memory = moved / ceilings.memory if moved else 0.0
-    # From a cache the memory is no limit, and there is no ceiling for those that it would limit.
-    binds = "memory" if cold and memory > product else "product" if product > memory else None
-    return {
-        "gflops": flops / seconds / 1e9 if flops else None,
-        "gbytes": moved / seconds / 1e9 if moved else None,
-        "binds": binds,
-        "share": max(product, memory) / seconds if binds else None,
     }
 
 
