@@ -41,8 +41,13 @@ lint: $(INSTALLED)  ## style, types and the direction of imports
 conform: $(INSTALLED)  ## prove the CPU backend on this machine; BACKEND=name for another
 	@$(BIN)/accel conform --backend $(or $(BACKEND),cpu) --report out/conformance
 
-bench: $(INSTALLED)  ## speed beside the peers, in one run
-	@$(BIN)/python benchmarks/bench.py
+# What a head's loss promises is of 2048 tokens and a vocabulary of 131072: seconds a step.
+bench: $(INSTALLED)  ## speed beside the peers, with roofline pictures in out/bench
+	@$(BIN)/accel bench --sizes decode,batch,prefill,long,train --json out/bench/bench.json \
+		--report out/bench
+	@$(BIN)/accel bench --ops tiled_cross_entropy --sizes long --backward --dtypes fp32
+	@$(BIN)/python benchmarks/call.py
+	@$(BIN)/python benchmarks/engine.py
 
 build: $(INSTALLED)  ## compile the native kernels ahead of time
 	@$(BIN)/accel build

@@ -2,7 +2,7 @@
 
 A Llama of 30 M parameters (8 layers of 512, grouped heads 8/2, vocabulary 8000), random weights:
 decoding, prefill and a training step. Small, since bf16 without instructions for it takes long.
-Run by ``bench.py``, or alone.
+Run by ``make bench``, or alone.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from timing import in_turn, ratio
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import accel
+from accel.bench.timing import Clock, in_rounds, ratio
 
 PROMPT, NEW = 16, 17
 BATCHES = (1, 8)
 PREFILL = 128
 TRAINING = (1, 128)
+ROUNDS, PATIENCE = 3, 60.0
 
 
 def model_of(dtype: torch.dtype) -> LlamaForCausalLM:
@@ -41,14 +42,22 @@ def rows() -> Iterator[dict[str, Any]]:
         theirs, ours = model_of(dtype), model_of(dtype)
         accel.hybridize(ours)
         for name, tokens, task in tasks():
-            calls = {"transformers": partial(task, theirs), "accel": partial(task, ours)}
-            times = in_turn(calls, seconds=0.0, rounds=3)
+            models = {"transformers": theirs, "accel": ours}
+            for model in models.values():
+                task(model)
+            loops = {peer: partial(repeated, task, model) for peer, model in models.items()}
+            times = in_rounds(loops, Clock(accel.get_accelerator()), ROUNDS, PATIENCE)
             yield {
                 "dtype": str(dtype).removeprefix("torch."),
                 "task": name,
                 **{peer: tokens / statistics.median(taken) for peer, taken in times.items()},
-                "ratio": ratio(times["transformers"], times["accel"]),
+                "ratio": ratio(times["transformers"], times["accel"]).median,
             }
+
+
+def repeated(task: Callable[[Any], object], model: Any, repeats: int) -> None:
+    for _ in range(repeats):
+        task(model)
 
 
 def tasks() -> Iterator[tuple[str, int, Callable[[Any], object]]]:

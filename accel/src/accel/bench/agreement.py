@@ -27,8 +27,10 @@ class Error:
     peak: float
 
     def used(self, tolerance: Tolerance, slack: float) -> float:
-        """The share of the budget that it uses; more than 1, or NaN, breaks it."""
-        return max(self.rms / tolerance.rms, self.peak / tolerance.peak, key=_nan_last) / slack
+        """The share of the budget that it uses; more than 1 breaks it, and so does NaN."""
+        return (
+            max(_nan_last(self.rms / tolerance.rms), _nan_last(self.peak / tolerance.peak)) / slack
+        )
 
 
 def error(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> Error:

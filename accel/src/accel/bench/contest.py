@@ -19,6 +19,7 @@ from accel.bench.case import Arguments, Case
 from accel.bench.offers import Peer
 from accel.bench.peers import LIBRARIES
 from accel.bench.sizes import COLD, Draw
+from accel.bench.timing import PATIENCE
 from accel.contracts import Contract
 from accel.ops import catalog
 from accel.ops.resolution import Decision
@@ -63,9 +64,7 @@ class Contender:
         """What is timed: so many calls in a row."""
         loop: Callable[[int], None] = self._forward
         if self.leaves:
-            with torch.no_grad():
-                upstream = [upstream_of(y) for y in _tuple(self.calls[0]())]
-            loop = partial(self._forward_and_backward, upstream)
+            loop = partial(self._forward_and_backward, [])
         return lambda repeats: self.context.run(loop, repeats)
 
     def _forward(self, repeats: int) -> None:
@@ -73,9 +72,13 @@ class Contender:
             for turn in islice(self.turn, repeats):
                 self.calls[turn]()
 
-    def _forward_and_backward(self, upstream: Sequence[Tensor], repeats: int) -> None:
+    def _forward_and_backward(self, upstream: list[Tensor], repeats: int) -> None:
+        """``upstream`` is made the first time, which nobody counts."""
         for turn in islice(self.turn, repeats):
-            torch.autograd.grad(_tuple(self.calls[turn]()), self.leaves, upstream)
+            found = _tuple(self.calls[turn]())
+            if not upstream:
+                upstream += map(upstream_of, found)
+            torch.autograd.grad(found, self.leaves, upstream)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class Contest:
     work: Work
     wanted: Callable[[], tuple[Tensor, ...]] | None
     memory: bool = False
+    patience: float = PATIENCE
 
 
 def contest(case: Case, dtype: torch.dtype, accelerator: Accelerator) -> Contest:

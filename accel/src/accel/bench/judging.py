@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -30,6 +30,18 @@ from accel.contracts import Tolerance
 from accel.contracts.checks import name_of
 from accel.errors import AccelWarning
 
+
+@dataclass(frozen=True)
+class Check:
+    """Of a contender who passed: the share of the error budget it used, None where nobody can say,
+    and the bytes at its highest point, where they were asked."""
+
+    error: float | None
+    peak: int | None
+
+
+GOAL_ROUNDS = 21  # at least, where a promise of a hundredth is looked at
+
 Row = dict[str, Any]
 AnyCase = Case | LayerCase
 
@@ -40,20 +52,24 @@ def measured(case: AnyCase, dtype: torch.dtype, accelerator: Accelerator, rounds
         "op": case.op, "variant": case.variant, "size": case.size.name, "shape": case.shape,
         "dtype": name_of(dtype), "backward": case.backward,
     }  # fmt: skip
-    if isinstance(case, LayerCase):
-        found, goals = case.contest(dtype, accelerator), case.goals
-    else:
-        found, goals = contest(case, dtype, accelerator), ()
-    row = about | judged(found, case.tolerance(dtype), accelerator, rounds)
+    with warnings.catch_warnings():
+        # Which implementation serves, and why, is among the figures.
+        warnings.simplefilter("ignore", AccelWarning)
+        if isinstance(case, LayerCase):
+            found, goals = case.contest(dtype, accelerator), case.goals
+        else:
+            found, goals = contest(case, dtype, accelerator), ()
+        rounds = max(rounds, GOAL_ROUNDS) if goals else rounds
+        row = about | judged(found, case.tolerance(dtype), accelerator, rounds)
     return row | {"goals": reached(row, goals)}
 
 
 def judged(found: Contest, tolerance: Tolerance, accelerator: Accelerator, rounds: int) -> Row:
     """Check all contenders, time those who pass, and put their figures side by side."""
-    errors, refused = _checked(found, tolerance)
-    passed = [c for c in found.contenders if c.name in errors]
-    times = in_rounds({c.name: c.timed() for c in passed}, Clock(accelerator), rounds)
-    peaks = {c.name: _peak(c, accelerator) for c in passed if found.memory}
+    checks, refused = checked(found, tolerance, accelerator)
+    passed = [c for c in found.contenders if c.name in checks]
+    clock = Clock(accelerator)
+    times = in_rounds({c.name: c.timed() for c in passed}, clock, rounds, found.patience)
     ours = next((c.name for c in passed if c.kind == SERVES), None)
     return {
         "from": "memory" if found.work.cold else "cache",
@@ -65,8 +81,8 @@ def judged(found: Contest, tolerance: Tolerance, accelerator: Accelerator, round
                 "kind": c.kind,
                 "seconds": Spread.of(times[c.name]).to_dict(),
                 "rounds": times[c.name],
-                "error": errors[c.name],
-                "peak_bytes": peaks.get(c.name),
+                "error": checks[c.name].error,
+                "peak_bytes": checks[c.name].peak,
                 "ratio": ratio(times[c.name], times[ours]).to_dict()
                 if ours and c.name != ours
                 else None,
@@ -77,48 +93,52 @@ def judged(found: Contest, tolerance: Tolerance, accelerator: Accelerator, round
     }
 
 
-def _checked(found: Contest, tolerance: Tolerance) -> tuple[dict[str, float | None], list[Refused]]:
-    """By name the share of the error budget that each used; those who broke it are refused."""
-    errors: dict[str, float | None] = {}
+def checked(
+    found: Contest, tolerance: Tolerance, accelerator: Accelerator
+) -> tuple[dict[str, Check], list[Refused]]:
+    """Everyone called once: by name what they used of the error budget; those who broke it are
+    refused."""
+    passed: dict[str, Check] = {}
     refused = list(found.refused)
     wanted: tuple[Tensor, ...] | None = None
     for one in found.contenders:
         try:
-            got = one.results()
+            if found.memory:
+                got, peak = _at_peak(one, accelerator)
+            else:
+                got, peak = one.results(), None
             if found.wanted is None:
-                errors[one.name] = None
+                passed[one.name] = Check(None, peak)
                 continue
             wanted = found.wanted() if wanted is None else wanted
             strict = one.kind in OURS and not one.leaves
-            used = agreement.error(got[: len(wanted)], wanted).used(
-                tolerance, 1.0 if strict else agreement.SLACK
-            )
+            slack = 1.0 if strict else agreement.SLACK
+            used = agreement.error(got[: len(wanted)], wanted).used(tolerance, slack)
         except Exception as error:
             refused.append(Refused(one.name, one.kind, said(error)))
             continue
         if used <= 1:
-            errors[one.name] = used
+            passed[one.name] = Check(used, peak)
         else:
             broken = "breaks the contract" if one.kind in OURS else "computes something else"
             reason = f"{broken}: {used:.2f} times the error it may have"
             refused.append(Refused(one.name, one.kind, reason))
-    return errors, refused
+    return passed, refused
 
 
-def _peak(contender: Contender, accelerator: Accelerator) -> int | None:
-    """Bytes at the highest point of a step, above its arguments and their gradients; None where
-    the device does not tell."""
+def _at_peak(
+    contender: Contender, accelerator: Accelerator
+) -> tuple[tuple[Tensor, ...], int | None]:
+    """Its results, and the bytes at the highest point above its arguments and their gradients;
+    None where the device does not tell."""
     if not accelerator.supports("peak_memory_stats"):
-        return None
-    step = contender.timed()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AccelWarning)  # that counting starts now
-        before = accelerator.memory_allocated()
+        return contender.results(), None
+    before = accelerator.memory_allocated()
     accelerator.reset_peak_memory_stats()
-    step(1)
+    results = contender.results()
     accelerator.synchronize()
     gradients = sum(leaf.nbytes for leaf in contender.leaves)
-    return max(accelerator.max_memory_allocated() - before - gradients, 0)
+    return results, max(accelerator.max_memory_allocated() - before - gradients, 0)
 
 
 def reached(row: Row, goals: Sequence[Goal]) -> list[Row]:

@@ -53,7 +53,7 @@ SIZES = {
         Size("decode", "one token, everything read from memory", 1, 1, keys=4096, cold=True),
         Size("batch", "a token of each of 16 sequences, weights in a cache", 16, 16, keys=1024),
         Size("prefill", "a prompt of 512 tokens", 512, 1, keys=512, cold=True),
-        Size("long", "2048 tokens", 2048, 1, keys=2048),
+        Size("long", "2048 tokens", 2048, 1, keys=2048, vocabulary=131072),
         Size("train", "1024 tokens, forward and backward", 1024, 1, keys=1024, backward=True),
         Size("tiny", "4 tokens of 64: what a call costs by itself", 4, 1, 4, 64, 64, 4, 64),
     )

@@ -19,7 +19,7 @@ from accel.accelerator import Accelerator
 Loop = Callable[[int], object]  # called with the number of calls to make in a row
 
 ROUND = 0.01  # seconds: of one contender in a round, so that the step of the clock is small
-PATIENCE = 1.0  # seconds in all for one contender of one case; the slow take part in fewer rounds
+PATIENCE = 1.0  # seconds in all of one contender of one case
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,19 @@ class Clock:
 
 
 def in_rounds(
-    loops: Mapping[str, Loop], clock: Clock, rounds: int, seed: int = 0
+    loops: Mapping[str, Loop], clock: Clock, rounds: int, patience: float = PATIENCE
 ) -> dict[str, list[float]]:
     """Seconds a call of each, round by round.
 
-    Each has been called before. One that takes long takes part in the first rounds alone, at least
-    in one, and entry i of every list is of round i.
+    Each has been called before. One that takes more than ``patience`` seconds in all takes part in
+    the first rounds alone, at least in one; entry i of every list is of round i.
     """
     repeats, parts = {}, {}
     for name, loop in loops.items():
         once = max(clock.seconds(loop), 1e-7)
         repeats[name] = max(1, round(ROUND / once))
-        parts[name] = max(1, min(rounds, int(PATIENCE / (once * repeats[name]))))
-    order, found = random.Random(seed), {name: [] for name in loops}  # type: ignore[var-annotated]
+        parts[name] = max(1, min(rounds, int(patience / (once * repeats[name]))))
+    order, found = random.Random(0), {name: [] for name in loops}  # type: ignore[var-annotated]
     with _undisturbed():
         for at in range(max(parts.values())):
             names = [name for name in loops if at < parts[name]]
