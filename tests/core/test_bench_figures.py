@@ -55,8 +55,8 @@ def test_quartiles_are_of_the_ratios_and_not_of_the_times():
 ROOF = ceilings.Ceilings(
     (
         Ceiling("read", 10e9, "one"), Ceiling("read", 20e9, "two"), Ceiling("copy", 15e9, "one"),
-        Ceiling("float32", 100e9, "torch"), Ceiling("float32", 200e9, "loop"),
-        Ceiling("bfloat16", 1e9, "torch"), Ceiling("bfloat16", 200e9, "loop"),
+        Ceiling("float32", 100e9, ceilings.BY_TORCH), Ceiling("float32", 200e9, "loop"),
+        Ceiling("bfloat16", 1e9, ceilings.BY_TORCH), Ceiling("bfloat16", 200e9, "loop"),
     )
 )  # fmt: skip
 

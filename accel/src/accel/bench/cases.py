@@ -8,7 +8,6 @@ from accel.bench import bert, layers, products, rowwise, sequences
 from accel.bench.case import Case
 from accel.bench.layers import LayerCase
 from accel.bench.sizes import SIZES, Size
-from accel.contracts import CONTRACTS
 from accel.errors import close_matches
 
 CASES: dict[str, tuple[Callable[[Size], Iterator[Case]], ...]] = {
@@ -65,6 +64,3 @@ def _known(kind: str, name: str, table: Iterable[str]) -> str:
     if name not in table:
         raise ValueError(f"accel bench has no {kind} {name!r}; {close_matches(name, table)}")
     return name
-
-
-assert CASES.keys() == CONTRACTS.keys()

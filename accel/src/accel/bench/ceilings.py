@@ -19,6 +19,7 @@ from accel.bench.sizes import COLD
 from accel.bench.timing import Clock
 from accel.contracts.checks import name_of
 
+BY_TORCH = "torch.mm, the best size"
 TRIES = 5
 SIDES = (512, 1024, 2048, 4096, 8192)
 PATIENCE = 0.3  # seconds: a larger product is not tried once one takes so long
@@ -43,8 +44,10 @@ class Ceilings:
         return self.best(dtype).rate
 
     def best_of_torch(self, dtype: torch.dtype) -> float:
-        """Flops a second of torch's own products, which are measured first."""
-        return next(c.rate for c in self.measured if c.what == name_of(dtype))
+        """Flops a second of torch's own products."""
+        return next(
+            c.rate for c in self.measured if c.what == name_of(dtype) and c.method == BY_TORCH
+        )
 
     def and_again(self, other: Ceilings) -> Ceilings:
         """Of each way the better of two measurements."""
@@ -61,10 +64,12 @@ def measure(
     accelerator: Accelerator, dtypes: Sequence[torch.dtype], bytes_moved: int = COLD,
     sides: Sequence[int] = SIDES,
 ) -> Ceilings:  # fmt: skip
+    """All ways once; torch's products only with the ``sides`` of their matrices."""
     clock = Clock(accelerator)
     with torch.no_grad():
         generic = [*_memory(clock, accelerator.device(), bytes_moved)]
-        generic += [_product(clock, accelerator.device(), dtype, sides) for dtype in dtypes]
+        if sides:
+            generic += [_product(clock, accelerator.device(), dtype, sides) for dtype in dtypes]
     return Ceilings((*generic, *accelerator.ceilings(dtypes)))
 
 
@@ -81,7 +86,7 @@ def _memory(clock: Clock, device: torch.device, size: int) -> Iterator[Ceiling]:
 def _product(
     clock: Clock, device: torch.device, dtype: torch.dtype, sides: Sequence[int]
 ) -> Ceiling:
-    """The best square product of torch's; sizes grow until one takes long."""
+    """The best square product of torch's; sides grow until one takes long."""
     found = []
     for side in sides:
         a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
@@ -89,7 +94,7 @@ def _product(
         found.append(2 * side**3 / seconds)
         if seconds > PATIENCE:
             break
-    return Ceiling(name_of(dtype), max(found), "torch.mm, the best size")
+    return Ceiling(name_of(dtype), max(found), BY_TORCH)
 
 
 def _best(clock: Clock, call: Callable[[], object]) -> float:

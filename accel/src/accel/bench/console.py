@@ -106,7 +106,7 @@ def _line(contender: Row, row: Row) -> Iterator[str]:
     serves = contender["kind"] == SERVES
     yield f"  [bold]{escape(contender['name'])}[/]" if serves else f"  {escape(contender['name'])}"
     yield duration(seconds["median"])
-    yield f"{(seconds['high'] - seconds['low']) / 2 / seconds['median']:.0%}"
+    yield spread(contender)
     yield rate(contender["gflops"])
     yield rate(contender["gbytes"])
     share = contender["share"]
@@ -126,6 +126,14 @@ def rate(value: float | None) -> str:
 def _digits(value: float) -> str:
     """Two or three of them."""
     return f"{value:.0f}" if value >= 100 else f"{value:.2g}" if value < 1 else f"{value:.3g}"
+
+
+def spread(contender: Row) -> str:
+    """Half the quartiles' distance, as a share of the median."""
+    if len(contender["rounds"]) == 1:
+        return "once"
+    seconds = contender["seconds"]
+    return f"{(seconds['high'] - seconds['low']) / 2 / seconds['median']:.0%}"
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from accel.bench import agreement
 from accel.bench.case import Case
 from accel.bench.ceilings import Ceilings
 from accel.bench.contest import (
+    COMPILED,
     OURS,
     SERVES,
     Contender,
@@ -61,6 +62,8 @@ def measured(case: AnyCase, dtype: torch.dtype, accelerator: Accelerator, rounds
             found, goals = contest(case, dtype, accelerator), ()
         rounds = max(rounds, GOAL_ROUNDS) if goals else rounds
         row = about | judged(found, case.tolerance(dtype), accelerator, rounds)
+    if any(c.kind == COMPILED for c in found.contenders):
+        torch.compiler.reset()  # after eight shapes torch would compile no more, without a word
     return row | {"goals": reached(row, goals)}
 
 

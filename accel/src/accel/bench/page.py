@@ -89,15 +89,15 @@ def _line(contender: Row) -> str:
     if ratio:
         kind = "won" if ratio["low"] > 1 else "lost" if ratio["high"] < 1 else "even"
         told = (f"{ratio['median']:.2f}x", f"{ratio['low']:.2f} to {ratio['high']:.2f}")
-    spread = (seconds["high"] - seconds["low"]) / 2 / seconds["median"]
     share = f"{contender['share']:.0%} of {contender['binds']}" if contender["share"] else ""
     cells = (
-        f"{console.duration(seconds['median'])} <small>± {spread:.0%}</small>",
+        f"{console.duration(seconds['median'])} <small>± {console.spread(contender)}</small>",
         console.rate(contender["gflops"]), console.rate(contender["gbytes"]), share,
         f"<b>{told[0]}</b>", f"<small>{told[1]}</small>",
     )  # fmt: skip
     row = "serves" if contender["kind"] == SERVES else kind
-    name = f'<th scope="row">{escape(contender["name"]).replace(".", ".<wbr>")}</th>'
+    text = escape(contender["name"]).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    name = f'<th scope="row">{text}</th>'
     return f'<tr class="{row}">{name}{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
