@@ -34,6 +34,7 @@ from accel.bench.contest import (
 )
 from accel.bench.sizes import Draw, Size
 from accel.contracts import CONTRACTS, Tolerance
+from accel.contracts.checks import WIDE
 
 LARGE = 131072  # the vocabulary from which a loss in tiles promises what it holds
 Call = Callable[[], Any]
@@ -191,16 +192,20 @@ def tiled_mlp(s: Size) -> Iterator[LayerCase]:
     )  # fmt: skip
 
 
+def logits(x: Tensor, w: Tensor) -> Tensor:
+    return F.linear(x, w).to(WIDE[x.dtype])
+
+
 def losses(s: Size) -> Iterator[LayerCase]:
     """A head's mean loss, and log-probabilities with a gradient for each."""
     kinds: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], float]] = {
         "mean loss": (
             layers.tiled_cross_entropy,
-            lambda x, w, ids: F.cross_entropy(F.linear(x, w).float(), ids), 1.1,
+            lambda x, w, ids: F.cross_entropy(logits(x, w), ids), 1.1,
         ),
         "log-probabilities": (
             lambda x, w, ids: -ops.logprob(x, ids, w)[0],
-            lambda x, w, ids: F.cross_entropy(F.linear(x, w).float(), ids, reduction="none"), 1.4,
+            lambda x, w, ids: F.cross_entropy(logits(x, w), ids, reduction="none"), 1.4,
         ),
     }  # fmt: skip
     for what, (tiled, plain, allowed) in kinds.items():

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from accel.bench.case import Arguments, Case
 from accel.bench.sizes import Draw, Size
+from accel.contracts.checks import WIDE
 from accel.contracts.quantized_linear import dequantize, quantize
 
 LORA_RANK = 16
@@ -79,7 +80,7 @@ def quantized_linear(s: Size) -> Iterator[Case]:
     for bits, group in ((8, None), (4, GROUP)):
 
         def make(draw: Draw, bits: int = bits, group: int | None = group) -> Arguments:
-            w, scales = quantize(draw.weight(s.inner, s.width).float(), bits, group)
+            w, scales = quantize(draw.weight(s.inner, s.width).to(draw.wide), bits, group)
             return draw.x(s.rows, s.width), w, scales, None, bits, None, None
 
         def plain(x: Tensor, w: Tensor, scales: Tensor, b: Any, bits: int, *_: Any) -> Tensor:
@@ -168,5 +169,5 @@ def logprob(s: Size) -> Iterator[Case]:
 
 def values(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy, as one writes them."""
-    logs = torch.log_softmax(logits.float(), -1)
+    logs = torch.log_softmax(logits.to(WIDE[logits.dtype]), -1)
     return logs.gather(-1, ids.unsqueeze(-1)).squeeze(-1), -(logs.exp() * logs).sum(-1)

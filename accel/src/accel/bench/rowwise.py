@@ -104,7 +104,8 @@ def logprob(s: Size) -> Iterator[Case]:
 
 def rotary(s: Size) -> Iterator[Case]:
     def make(draw: Draw) -> Arguments:
-        angle = torch.rand(s.rows, s.head // 2, generator=draw.generator).to(draw.device)
+        angle = torch.rand(s.rows, s.head // 2, generator=draw.generator)
+        angle = angle.to(draw.wide).to(draw.device)
         return draw.x(s.rows, s.heads, s.head), angle.cos(), angle.sin(), False
 
     def plain(q: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

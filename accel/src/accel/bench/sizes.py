@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from accel.contracts.checks import WIDE
+
 # What a call reads comes from memory if so many bytes are read before it is its turn again: more
 # than the caches in front of it hold. That takes copies of the arguments, at most so many
 # and of so many bytes.
@@ -66,6 +68,11 @@ class Draw:
 
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def wide(self) -> torch.dtype:
+        """What is computed in: of arguments that stay in fp32 beside half precision."""
+        return WIDE[self.dtype]
 
     @cached_property
     def generator(self) -> torch.Generator:
