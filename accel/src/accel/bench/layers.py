@@ -226,7 +226,7 @@ def losses(s: Size) -> Iterator[LayerCase]:
         yield LayerCase(
             "tiled_cross_entropy", s, f"{s.rows}x{s.width} -> {s.vocabulary}",
             "F.linear, F.cross_entropy", enter, "logprob", what,
-            flops=6 * s.rows * s.width * s.vocabulary, patience=25.0,
+            flops=6 * s.rows * s.width * s.vocabulary,
             goals=promised if s.vocabulary >= LARGE else (),
         )  # fmt: skip
 

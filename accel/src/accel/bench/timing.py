@@ -83,11 +83,13 @@ def in_rounds(
     the first rounds alone, at least in one; entry i of every list is of round i.
     """
     repeats, parts = {}, {}
+    order, found = random.Random(0), {name: [] for name in loops}  # type: ignore[var-annotated]
     for name, loop in loops.items():
         once = max(clock.seconds(loop), 1e-7)
         repeats[name] = max(1, round(ROUND / once))
         parts[name] = max(1, min(rounds, int(patience / (once * repeats[name]))))
-    order, found = random.Random(0), {name: [] for name in loops}  # type: ignore[var-annotated]
+        if once > patience:  # that was its round
+            parts[name], found[name] = 0, [once]
     with _undisturbed():
         for at in range(max(parts.values())):
             names = [name for name in loops if at < parts[name]]
