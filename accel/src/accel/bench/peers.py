@@ -39,13 +39,18 @@ def only(*, dtypes: Sequence[torch.dtype] = (), gradient: bool = True, **options
 
     def reasons(request: Request) -> Iterator[Refusal]:
         if dtypes and request.dtype not in dtypes:
-            yield Refusal("dtype", ", ".join(map(name_of, dtypes)), name_of(request.dtype))
+            served = ", ".join(map(name_of, dtypes))
+            yield Refusal("dtype", served, name_of(request.dtype), f"--dtypes {served}")
         if request.grad and not gradient:
-            yield Refusal("grad", "a forward alone", "one with its gradient")
+            yield Refusal(
+                "grad", "a forward alone", "one with its gradient", "leave --backward out"
+            )
         for name, value in options.items():
             have = request.options.get(name, value)
             if have != value:
-                yield Refusal("option", f"{name}={value}", f"{name}={have}")
+                yield Refusal(
+                    "option", f"{name}={value}", f"{name}={have}", "its other cases have it"
+                )
 
     return lambda request: [*reasons(request)]
 

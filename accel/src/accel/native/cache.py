@@ -27,7 +27,7 @@ from accel.errors import BuildTimeoutError, CacheError
 from accel.refusal import Refusal
 
 MANIFEST = "manifest.json"
-TIMEOUT = 600.0  # seconds; a build of ten files takes ten
+TIMEOUT = 600.0  # seconds; accel_cpu's takes 50 on two cores
 
 
 def folder() -> Path:
