@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from accel import (
     Source,
 )
 from accel.op_builder import Shapes
-from accel_cpu import gradients, onednn
+from accel_cpu import gradients, onednn, row_gradients
 from accel_cpu.peers import OF_LINEAR
 
 _CSRC = Path(__file__).parent / "csrc"
@@ -35,6 +36,7 @@ _X86 = {
     "avx512.cpp": _AVX512,
     "avx512_bf16.cpp": (*_AVX512, "-mavx512bf16"),
 }
+_ANY = ("dispatch.cpp", "parallel.cpp", "parallel_rows.cpp", "scalar.cpp")
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 LIBRARY = NativeLibrary(
@@ -42,7 +44,7 @@ LIBRARY = NativeLibrary(
     [
         Source(_CSRC / "binding.cpp", torch=True),
         Source(_CSRC / "binding_transformer.cpp", torch=True),
-        *(Source(_CSRC / name) for name in ("dispatch.cpp", "parallel.cpp", "scalar.cpp")),
+        *(Source(_CSRC / name) for name in _ANY),
         *(Source(_CSRC / name, flags) for name, flags in _X86.items() if _IS_X86),
     ],
     headers=sorted(_CSRC.glob("*.h")),
@@ -57,6 +59,17 @@ _PLAIN_ATTENTION = {
 _PLAIN_OPTIONS = (None, None, 0.0)  # window, softcap, dropout
 
 _COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+# The ops that go through rows, and their gradients of the arguments alone.
+_ROW_GRADIENTS: dict[str, Callable[..., Any] | None] = {
+    "rms_norm": row_gradients.rms_norm,
+    "layer_norm": row_gradients.layer_norm,
+    "add_norm": row_gradients.add_norm,
+    "bias_act": row_gradients.bias_act,
+    "dropout_add": row_gradients.dropout_add,
+    "softmax": None,  # is made of the result
+    "rotary": row_gradients.rotary,
+}
 
 
 class _Native(NativeOpBuilder):
@@ -145,7 +158,7 @@ class TransformerBuilder(_Native):
 
     impls = tuple(
         Impl(op, "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True)
-        for op in ("rms_norm", "layer_norm", "rotary", "attention", "embedding")
+        for op in (*_ROW_GRADIENTS, "attention", "embedding")
     )
 
     def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
@@ -158,7 +171,12 @@ class TransformerBuilder(_Native):
 
     def load(self, impl: Impl) -> Callable[..., Any]:
         kernel = super().load(impl)
-        return _plain_attention(kernel) if impl.op == "attention" else kernel
+        if impl.op == "attention":
+            return _plain_attention(kernel)
+        if impl.op == "softmax":
+            return Kernel(kernel, forward=partial(row_gradients.softmax, kernel))
+        backward = _ROW_GRADIENTS.get(impl.op)
+        return kernel if backward is None else Kernel(kernel, backward=backward)
 
 
 def _plain_attention(kernel: Callable[..., Any]) -> Callable[..., Any]:

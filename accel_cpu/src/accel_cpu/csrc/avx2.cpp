@@ -6,11 +6,10 @@
 #include "vec_avx2.h"  // first: the others are written over its vectors
 
 #include "attention_rows.h"
-#include "layer_norm_rows.h"
 #include "linear_part.h"
 #include "logprob_rows.h"
-#include "rms_norm_rows.h"
 #include "rotary_rows.h"
+#include "row_table.h"
 
 namespace accel_cpu {
 
@@ -18,10 +17,9 @@ const Kernels kAvx2Kernels = {
     "avx2",
     {linear_part<Widened<float>>, linear_part<Widened<bf16>>, linear_part<Widened<f16>>},
     {logprob_rows<float>, logprob_rows<bf16>, logprob_rows<f16>},
-    {rms_norm_rows<float>, rms_norm_rows<bf16>, rms_norm_rows<f16>},
-    {layer_norm_rows<float>, layer_norm_rows<bf16>, layer_norm_rows<f16>},
     {rotary_rows<float>, rotary_rows<bf16>, rotary_rows<f16>},
     {attention_block<float>, attention_block<bf16>, attention_block<f16>},
+    kRowKernels,
 };
 
 }  // namespace accel_cpu

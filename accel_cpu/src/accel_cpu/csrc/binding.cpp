@@ -11,16 +11,6 @@
 namespace accel_cpu {
 namespace {
 
-Activation activation_of(const char* op, std::optional<std::string_view> act) {
-  if (!act) return Activation::none;
-  if (*act == "relu") return Activation::relu;
-  if (*act == "gelu") return Activation::gelu;
-  if (*act == "gelu_tanh") return Activation::gelu_tanh;
-  if (*act == "silu") return Activation::silu;
-  TORCH_CHECK(false, op, ": act is '", *act,
-              "'; possible are 'relu', 'gelu', 'gelu_tanh' and 'silu'");
-}
-
 // A weight and its bias, under the names the schema gives them.
 struct Projection {
   const char* w_name;

@@ -10,6 +10,7 @@
 #include <torch/library.h>
 
 #include <optional>
+#include <string_view>
 
 #include "kernels.h"
 
@@ -25,6 +26,16 @@ inline DType dtype_of(const char* op, const char* name, at::ScalarType type) {
     default:
       TORCH_CHECK(false, op, ": ", name, " is ", type, "; possible are Float, BFloat16 and Half");
   }
+}
+
+inline Activation activation_of(const char* op, std::optional<std::string_view> act) {
+  if (!act) return Activation::none;
+  if (*act == "relu") return Activation::relu;
+  if (*act == "gelu") return Activation::gelu;
+  if (*act == "gelu_tanh") return Activation::gelu_tanh;
+  if (*act == "silu") return Activation::silu;
+  TORCH_CHECK(false, op, ": act is '", *act,
+              "'; possible are 'relu', 'gelu', 'gelu_tanh' and 'silu'");
 }
 
 // Elements from one row to the next where the leading dimensions, all but the last `trailing`,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "binding.h"
+#include "binding_rows.h"
 
 namespace accel_cpu {
 namespace {
@@ -15,51 +16,6 @@ namespace {
 Heads heads_of(at::Tensor& x) {
   if (!has_unit_stride(x) || !collapsed_stride(x, 2)) x = x.contiguous();
   return {x.const_data_ptr(), *collapsed_stride(x, 2), x.stride(-2)};
-}
-
-at::Tensor rms_norm_native(const at::Tensor& x, const OptionalTensor& w, double eps) {
-  const char* op = "rms_norm_native";
-  check_x(op, x);
-  if (w) check_operand(op, "w", *w, x, {x.size(-1)});
-  RmsNormArgs args;
-  args.dtype = dtype_of(op, "x", x.scalar_type());
-  args.eps = static_cast<float>(eps);
-  at::Tensor out = at::empty(x.sizes(), x.options());
-  if (out.numel() == 0) return out;
-
-  at::Tensor rows = x;
-  OptionalTensor weight = w;
-  args.k = x.size(-1);
-  args.m = x.numel() / args.k;
-  args.x = matrix_of(rows);
-  args.w = vector_of(weight);
-  args.out = out.mutable_data_ptr();
-  rms_norm(args, at::get_num_threads());
-  return out;
-}
-
-at::Tensor layer_norm_native(const at::Tensor& x, const OptionalTensor& w, const OptionalTensor& b,
-                             double eps) {
-  const char* op = "layer_norm_native";
-  check_x(op, x);
-  if (w) check_operand(op, "w", *w, x, {x.size(-1)});
-  if (b) check_operand(op, "b", *b, x, {x.size(-1)});
-  LayerNormArgs args;
-  args.dtype = dtype_of(op, "x", x.scalar_type());
-  args.eps = static_cast<float>(eps);
-  at::Tensor out = at::empty(x.sizes(), x.options());
-  if (out.numel() == 0) return out;
-
-  at::Tensor rows = x;
-  OptionalTensor weight = w, bias = b;
-  args.k = x.size(-1);
-  args.m = x.numel() / args.k;
-  args.x = matrix_of(rows);
-  args.w = vector_of(weight);
-  args.b = vector_of(bias);
-  args.out = out.mutable_data_ptr();
-  layer_norm(args, at::get_num_threads());
-  return out;
 }
 
 void check_turns(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x,
@@ -219,6 +175,29 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
   m.def("rms_norm_native(Tensor x, Tensor? w=None, float eps=1e-06) -> Tensor", tags);
   m.def("layer_norm_native(Tensor x, Tensor? w=None, Tensor? b=None, float eps=1e-05) -> Tensor",
         tags);
+  m.def(
+      "add_norm_native(Tensor x, Tensor residual, Tensor? w=None, Tensor? b=None, "
+      "str kind='rms', float eps=1e-05) -> (Tensor, Tensor)",
+      tags);
+  m.def(
+      "norm_gradients(Tensor grad, Tensor x, Tensor? residual, Tensor? total_grad, Tensor? w, "
+      "str kind, float eps, bool[3] needs) -> (Tensor, Tensor, Tensor)",
+      tags);
+  m.def("bias_act_native(Tensor x, Tensor? b=None, str? act=None) -> Tensor", tags);
+  m.def(
+      "bias_act_gradients(Tensor grad, Tensor x, Tensor? b, str? act, bool[2] needs) "
+      "-> (Tensor, Tensor)",
+      tags);
+  m.def(
+      "dropout_add_native(Tensor x, Tensor? residual=None, Tensor? b=None, Tensor? seed=None, "
+      "Tensor? rows=None, float p=0.0) -> Tensor",
+      tags);
+  m.def(
+      "dropout_add_gradients(Tensor grad, Tensor? seed, Tensor? rows, float p, bool[2] needs) "
+      "-> (Tensor, Tensor)",
+      tags);
+  m.def("softmax_native(Tensor x, Tensor? mask=None, float scale=1.0) -> Tensor", tags);
+  m.def("softmax_gradient(Tensor grad, Tensor p, float scale) -> Tensor", tags);
   m.def("rotary_native(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor", tags);
   m.def("embedding_native(Tensor ids, Tensor w) -> Tensor", tags);
   m.def(
@@ -230,6 +209,14 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
 TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
   m.impl("rms_norm_native", TORCH_FN(rms_norm_native));
   m.impl("layer_norm_native", TORCH_FN(layer_norm_native));
+  m.impl("add_norm_native", TORCH_FN(add_norm_native));
+  m.impl("norm_gradients", TORCH_FN(norm_gradients));
+  m.impl("bias_act_native", TORCH_FN(bias_act_native));
+  m.impl("bias_act_gradients", TORCH_FN(bias_act_gradients));
+  m.impl("dropout_add_native", TORCH_FN(dropout_add_native));
+  m.impl("dropout_add_gradients", TORCH_FN(dropout_add_gradients));
+  m.impl("softmax_native", TORCH_FN(softmax_native));
+  m.impl("softmax_gradient", TORCH_FN(softmax_gradient));
   m.impl("rotary_native", TORCH_FN(rotary_native));
   m.impl("embedding_native", TORCH_FN(embedding_native));
   m.impl("attention_native", TORCH_FN(attention_native));

@@ -21,19 +21,9 @@
 
 #include <cstdint>
 
+#include "row_kernels.h"
+
 namespace accel_cpu {
-
-enum class DType { f32, bf16, f16 };
-constexpr int kDTypes = 3;
-
-enum class Activation { none, relu, gelu, gelu_tanh, silu };
-
-// Rows of [rows, k] with unit stride inside a row; strides count elements.
-struct Matrix {
-  const void* data = nullptr;
-  int64_t stride = 0;
-  bool by_columns = false;  // lies as [k, rows]: unit stride between rows, `stride` between k
-};
 
 struct LinearArgs {
   Matrix x;                       // [m, k], also by columns
@@ -54,25 +44,6 @@ struct LinearArgs {
   DType dtype = DType::f32;       // of x, w and the biases
   DType out_dtype = DType::f32;
   Activation act = Activation::none;
-};
-
-struct RmsNormArgs {
-  Matrix x;                 // [m, k]
-  const void* w = nullptr;  // [k]
-  void* out = nullptr;      // [m, k], contiguous
-  int64_t m = 0, k = 0;
-  float eps = 0;
-  DType dtype = DType::f32;
-};
-
-struct LayerNormArgs {
-  Matrix x;                 // [m, k]
-  const void* w = nullptr;  // [k]
-  const void* b = nullptr;  // [k]
-  void* out = nullptr;      // [m, k], contiguous
-  int64_t m = 0, k = 0;
-  float eps = 0;
-  DType dtype = DType::f32;
 };
 
 // [rows, heads, width] with unit stride inside a head; strides count elements.
@@ -174,10 +145,9 @@ struct Kernels {
   const char* isa;
   void (*linear[kDTypes])(const LinearArgs&, const Block&, const LinearScratch&);
   void (*logprob[kDTypes])(const LogprobArgs&, int64_t m0, int64_t m1);
-  void (*rms_norm[kDTypes])(const RmsNormArgs&, int64_t m0, int64_t m1);
-  void (*layer_norm[kDTypes])(const LayerNormArgs&, int64_t m0, int64_t m1);
   void (*rotary[kDTypes])(const RotaryArgs&, int64_t m0, int64_t m1);
   void (*attention[kDTypes])(const AttentionArgs&, const AttentionBlock&, const AttentionScratch&);
+  RowKernels rows;
 };
 
 extern const Kernels kScalarKernels;
@@ -204,8 +174,6 @@ void tune_linear(int64_t m, int64_t n, int64_t k, DType dtype, LinearTuning tuni
 // Run an op on the `threads` threads of OpenMP's next parallel region, or on this thread alone
 // where the work is small.
 void linear(const LinearArgs& args, int threads);
-void rms_norm(const RmsNormArgs& args, int threads);
-void layer_norm(const LayerNormArgs& args, int threads);
 void rotary(const RotaryArgs& args, int threads);
 void embedding(const EmbeddingArgs& args, int threads);
 void attention(const AttentionArgs& args, int threads);

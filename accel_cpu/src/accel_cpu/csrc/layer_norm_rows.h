@@ -3,19 +3,20 @@
 
 #include <math.h>
 
-#include "kernels.h"
+#include "rms_norm_rows.h"
+#include "row_kernels.h"
 #include "row_sum.h"
 
 namespace accel_cpu {
 namespace {
 
 template <class T>
-void layer_norm_rows(const LayerNormArgs& args, int64_t m0, int64_t m1) {
+void layer_norm_rows(const NormArgs& args, int64_t m0, int64_t m1) {
   const T* w = static_cast<const T*>(args.w);
   const T* b = static_cast<const T*>(args.b);
   const float size = static_cast<float>(args.k);
   for (int64_t m = m0; m < m1; ++m) {
-    const T* x = static_cast<const T*>(args.x.data) + m * args.x.stride;
+    const T* x = normed_row<T>(args, m, args.total);
     T* out = static_cast<T*>(args.out) + m * args.k;
     const float sum =
         row_sum(args.k, [=](Vec acc, int64_t i, auto... n) { return add(acc, load(x + i, n...)); });

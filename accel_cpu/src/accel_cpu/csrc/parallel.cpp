@@ -5,18 +5,15 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels.h"
+#include "parallel.h"
 
 namespace accel_cpu {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Below these, a second thread gains less than waking it may cost. With the threads awake two break
 // even at 30k multiply-adds, 1.6 us (Zen 4); asleep they take several times that.
 constexpr int64_t kLinearGrain = 100'000;  // multiply-adds
-constexpr int64_t kRmsNormGrain = 32'768;  // elements; also of layer_norm, rotary and embedding
 constexpr int64_t kLogprobGrain = 8'192;   // logits, each with its exponential
 constexpr int64_t kAttentionGrain = kLinearGrain;
 
@@ -79,24 +76,6 @@ Cut cut_of(const LinearArgs& args, int64_t columns, int threads) {
   return cut;
 }
 
-// Deals m rows of k elements each to the threads, as f(m0, m1).
-template <class F>
-void for_rows(int64_t m, int64_t k, int threads, F f) {
-  if (m == 0 || k == 0) return;
-  if (m * k < kRmsNormGrain) threads = 1;
-  const int64_t chunk = ceil_div(m, 4 * threads);
-#pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t m0 = 0; m0 < m; m0 += chunk) f(m0, std::min(m, m0 + chunk));
-}
-
-// The calling thread's own, kept for its next block and its next call.
-float* scratch(int64_t size) {
-  constexpr int64_t kAlign = 64;  // bytes, a vector of AVX-512
-  thread_local std::vector<float> memory;
-  const size_t wanted = size + kAlign / sizeof(float);
-  if (memory.size() < wanted) memory.resize(wanted);
-  return reinterpret_cast<float*>(round_up(reinterpret_cast<uintptr_t>(memory.data()), kAlign));
-}
 
 AttentionScratch attention_scratch(int64_t d, int64_t e) {
   const int64_t whole = round_up(d, kChunk);
@@ -151,16 +130,6 @@ void linear(const LinearArgs& args, int threads) {
   const Cut cut = cut_of(args, tuning.columns, threads);
   for_blocks(args, cut, threads,
              [&](const Block& block) { part(args, block, linear_scratch(args, cut)); });
-}
-
-void rms_norm(const RmsNormArgs& args, int threads) {
-  const auto rows = kernels().rms_norm[static_cast<int>(args.dtype)];
-  for_rows(args.m, args.k, threads, [&](int64_t m0, int64_t m1) { rows(args, m0, m1); });
-}
-
-void layer_norm(const LayerNormArgs& args, int threads) {
-  const auto rows = kernels().layer_norm[static_cast<int>(args.dtype)];
-  for_rows(args.m, args.k, threads, [&](int64_t m0, int64_t m1) { rows(args, m0, m1); });
 }
 
 void rotary(const RotaryArgs& args, int threads) {

@@ -3,17 +3,30 @@
 
 #include <math.h>
 
-#include "kernels.h"
+#include "row_kernels.h"
 #include "row_sum.h"
 
 namespace accel_cpu {
 namespace {
 
+// Row m of what a norm is of: x's, or x + residual, written to `total`.
+template <class T, class Args>
+const T* normed_row(const Args& args, int64_t m, void* total) {
+  const T* x = static_cast<const T*>(args.x.data) + m * args.x.stride;
+  if (!args.residual.data) return x;
+  const T* residual = static_cast<const T*>(args.residual.data) + m * args.residual.stride;
+  T* sum = static_cast<T*>(total) + m * args.k;
+  for_each_vector(args.k, [=](int64_t i, auto... n) {
+    store(sum + i, add(load(x + i, n...), load(residual + i, n...)), n...);
+  });
+  return sum;
+}
+
 template <class T>
-void rms_norm_rows(const RmsNormArgs& args, int64_t m0, int64_t m1) {
+void rms_norm_rows(const NormArgs& args, int64_t m0, int64_t m1) {
   const T* w = static_cast<const T*>(args.w);
   for (int64_t m = m0; m < m1; ++m) {
-    const T* x = static_cast<const T*>(args.x.data) + m * args.x.stride;
+    const T* x = normed_row<T>(args, m, args.total);
     T* out = static_cast<T*>(args.out) + m * args.k;
     const float squares = row_sum(args.k, [=](Vec acc, int64_t i, auto... n) {
       const Vec a = load(x + i, n...);

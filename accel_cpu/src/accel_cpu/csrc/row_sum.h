@@ -24,10 +24,33 @@ float row_sum(int64_t k, F step) {
   return (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
 
+// Up to four sums over a row at once: step(acc, i, n...) adds to acc[0], acc[1], ...
+template <int N, class F>
+void row_sums(int64_t k, float (&sums)[4], F step) {
+  Vec even[4], odd[4];
+  for (int j = 0; j < 4; ++j) even[j] = odd[j] = zero();
+  const int64_t unrolled = k - k % (2 * kLanes);
+  for (int64_t i = 0; i < unrolled; i += 2 * kLanes) {
+    step(even, i);
+    step(odd, i + kLanes);
+  }
+  for_each_vector(k - unrolled, [&](int64_t i, auto... n) { step(even, unrolled + i, n...); });
+  for (int j = 0; j < N; ++j) even[j] = add(even[j], odd[j]);
+  reduce4(even, sums);
+}
+
 // a, or its first n lanes and `rest` in the others.
 inline Vec first_of(Vec a, Vec /*rest*/) { return a; }
 inline Vec first_of(Vec a, Vec rest, int n) {
   return where_less(lane_index(), broadcast(static_cast<float>(n)), a, rest);
+}
+
+inline float highest_lane(Vec a) {
+  float lanes[kLanes];
+  store(lanes, a);
+  float most = lanes[0];
+  for (const float lane : lanes) most = lane > most ? lane : most;
+  return most;
 }
 
 }  // namespace
