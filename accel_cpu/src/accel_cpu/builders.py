@@ -24,7 +24,7 @@ from accel import (
     Source,
 )
 from accel.op_builder import Shapes
-from accel_cpu import gradients, onednn, row_gradients
+from accel_cpu import gradients, logprob_gradient, onednn, row_gradients
 from accel_cpu.peers import OF_LINEAR
 
 _CSRC = Path(__file__).parent / "csrc"
@@ -146,8 +146,8 @@ class TilingBuilder(_Native):
 
     def load(self, impl: Impl) -> Callable[..., Any]:
         kernel = super().load(impl)
-        if impl.op != "tiled_linear":
-            return kernel
+        if impl.op == "logprob":
+            return Kernel(kernel, forward=partial(logprob_gradient.logprob, kernel))
         into = torch.ops.accel_cpu_kernels.tiled_linear_native_into.default
         return Kernel(kernel, into=into, backward=gradients.tiled_linear)
 

@@ -41,7 +41,12 @@ def add_norm(
 
 
 def bias_act(grad: Tensor, needs: Needs, x: Tensor, b: Tensor | None, act: str | None) -> Gradients:
-    return *torch.ops.accel_cpu_kernels.bias_act_gradients(grad, x, b, act, needs[:2]), None
+    plain = act is None and needs[0]
+    asked = (needs[0] and not plain, needs[1])
+    dx = db = None
+    if any(asked):
+        dx, db = torch.ops.accel_cpu_kernels.bias_act_gradients(grad, x, b, act, asked)
+    return grad if plain else dx, db, None
 
 
 def dropout_add(
@@ -49,12 +54,13 @@ def dropout_add(
     seed: Tensor | None, rows: Tensor | None, p: float,
 ) -> Gradients:  # fmt: skip
     """What was dropped is worked out again from the seed."""
-    through = grad if needs[1] else None
-    if p == 0 and not needs[2]:
-        return grad if needs[0] else None, through, *[None] * 4
-    gradients = torch.ops.accel_cpu_kernels.dropout_add_gradients
-    dx, db = gradients(grad, seed, rows, p, (needs[0], needs[2]))
-    return dx, through, db, None, None, None
+    plain = p == 0 and needs[0]
+    asked = (needs[0] and not plain, needs[2])
+    dx = db = None
+    if any(asked):
+        gradients = torch.ops.accel_cpu_kernels.dropout_add_gradients
+        dx, db = gradients(grad, seed, rows, p, asked)
+    return grad if plain else dx, grad if needs[1] else None, db, None, None, None
 
 
 def softmax(

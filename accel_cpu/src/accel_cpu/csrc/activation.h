@@ -10,45 +10,33 @@ namespace {
 inline Vec clamp(Vec a, float low, float high) {  // NaN stays NaN
   return min(broadcast(high), max(broadcast(low), a));
 }
-inline Vec magnitude(Vec a) { return max(a, sub(zero(), a)); }
-
-// The logistic function and its mirror image, 1 / (1 + e^-v) and 1 / (1 + e^v), of which neither is
-// taken from 1.
-struct Logistic {
-  Vec value, mirrored;
-};
-
-inline Logistic logistic(Vec v) {
+// The slope of z / (1 + e^-v), of which v is a function with slope `along`: with s = 1 / (1 + e^-v)
+// and its mirror image 1 - s = e^-v s, from which nothing is lost far out, s (1 + z along (1 - s)).
+inline Vec slope_of_gated(Vec z, Vec v, Vec along) {
   const Vec one = broadcast(1.0f);
-  const Vec e = exp(sub(zero(), magnitude(v)));
-  const Vec large = div(one, add(one, e)), small = mul(e, large);
-  return {where_less(v, zero(), small, large), where_less(v, zero(), large, small)};
+  const Vec e = exp(sub(zero(), clamp(v, -87.0f, 87.0f)));  // finite, and not 0
+  const Vec s = div(one, add(one, e));
+  return mul(s, madd(mul(z, along), mul(e, s), one));
 }
 
-// The normal distribution function, and e^(-z²/2) beside it, which its density is a multiple of.
-struct Normal {
-  Vec distribution, bell;
-};
-
-// The tail behind t = |z| is e^(-t²/2) R(t), with R within 3.7e-7 of itself as a polynomial in
-// (t - 3) / (t + 3) over t + 3. So far out, too, a probability has its digits.
-inline Normal normal(Vec z) {
-  const Vec one = broadcast(1.0f);
-  const Vec t = min(broadcast(14.5f), magnitude(z));  // from 14.4 on e^(-t²/2) is 0
-  const Vec bell = exp(mul(mul(t, t), broadcast(-0.5f)));
-  const Vec u = div(one, add(t, broadcast(3.0f)));
-  const Vec s = madd(u, broadcast(-6.0f), one);
-  Vec p = broadcast(-2.62991991e-4f);
-  p = madd(p, s, broadcast(-8.97756719e-4f));
-  p = madd(p, s, broadcast(1.07473473e-3f));
-  p = madd(p, s, broadcast(6.92000845e-3f));
-  p = madd(p, s, broadcast(-1.04800947e-2f));
-  p = madd(p, s, broadcast(-4.72552851e-2f));
-  p = madd(p, s, broadcast(2.30019405e-1f));
-  p = madd(p, s, broadcast(-5.09332299e-1f));
-  p = madd(p, s, broadcast(7.29083657e-1f));
-  const Vec tail = mul(bell, mul(p, u));
-  return {where_less(z, zero(), tail, sub(one, tail)), bell};
+// The normal distribution function within 1.7e-7: beside 1/2, an odd rational function of z.
+inline Vec normal_distribution(Vec z) {
+  const Vec square = mul(z, z), half = broadcast(0.5f);
+  Vec p = broadcast(2.33870222e-8f);
+  p = madd(p, square, broadcast(6.35943498e-6f));
+  p = madd(p, square, broadcast(1.64286175e-4f));
+  p = madd(p, square, broadcast(4.65063070e-3f));
+  p = madd(p, square, broadcast(3.33691154e-2f));
+  p = madd(p, square, broadcast(3.98942246e-1f));
+  Vec q = broadcast(1.21655618e-6f);
+  q = madd(q, square, broadcast(7.23870092e-5f));
+  q = madd(q, square, broadcast(1.85878183e-3f));
+  q = madd(q, square, broadcast(2.83768291e-2f));
+  q = madd(q, square, broadcast(2.50310061e-1f));
+  q = madd(q, square, broadcast(1.0f));
+  const Vec near = add(half, div(mul(z, p), q));
+  const Vec far = where_less(z, zero(), zero(), broadcast(1.0f));
+  return where_less(broadcast(5.4f * 5.4f), square, far, near);
 }
 
 // 2 sqrt(2 / pi) (z + 0.044715 z³): 1 + tanh of half of it is twice its logistic.
@@ -64,11 +52,12 @@ struct Relu {
 };
 
 struct Gelu {
-  static Vec of(Vec z) { return mul(z, normal(z).distribution); }
+  static Vec of(Vec z) { return mul(z, normal_distribution(z)); }
   static Vec slope(Vec z) {
-    const Normal n = normal(z);
-    const Vec density = mul(n.bell, broadcast(0.398942280f));
-    return madd(z, density, n.distribution);
+    const Vec bell = exp(mul(mul(z, z), broadcast(-0.5f)));
+    // Where the bell is 0, an infinite z is 0 times infinity.
+    const Vec bounded = clamp(z, -15.0f, 15.0f);
+    return madd(bounded, mul(bell, broadcast(0.398942280f)), normal_distribution(z));
   }
 };
 
@@ -78,18 +67,17 @@ struct GeluTanh {
     return div(z, add(broadcast(1.0f), e));
   }
   static Vec slope(Vec z) {
-    z = clamp(z, -30.0f, 30.0f);  // 0 and 1 beyond, where the cube would overflow
-    const Logistic s = logistic(gelu_tanh_inner(z));
-    const Vec inner_slope = madd(mul(z, z), broadcast(0.214064449f), broadcast(1.59576912f));
-    return mul(s.value, madd(mul(z, s.mirrored), inner_slope, broadcast(1.0f)));
+    z = clamp(z, -30.0f, 30.0f);  // 0 and 1 beyond, where a cube might overflow
+    const Vec along = madd(mul(z, z), broadcast(0.214064449f), broadcast(1.59576912f));
+    return slope_of_gated(z, gelu_tanh_inner(z), along);
   }
 };
 
 struct Silu {
   static Vec of(Vec z) { return div(z, add(broadcast(1.0f), exp(sub(zero(), z)))); }
   static Vec slope(Vec z) {
-    const Logistic s = logistic(z);
-    return mul(s.value, madd(z, s.mirrored, broadcast(1.0f)));
+    z = clamp(z, -87.0f, 87.0f);  // 0 and 1 beyond
+    return slope_of_gated(z, z, broadcast(1.0f));
   }
 };
 

@@ -7,7 +7,6 @@
 
 #include "attention_rows.h"
 #include "linear_part.h"
-#include "logprob_rows.h"
 #include "rotary_rows.h"
 #include "row_table.h"
 
@@ -16,7 +15,6 @@ namespace accel_cpu {
 const Kernels kAvx2Kernels = {
     "avx2",
     {linear_part<Widened<float>>, linear_part<Widened<bf16>>, linear_part<Widened<f16>>},
-    {logprob_rows<float>, logprob_rows<bf16>, logprob_rows<f16>},
     {rotary_rows<float>, rotary_rows<bf16>, rotary_rows<f16>},
     {attention_block<float>, attention_block<bf16>, attention_block<f16>},
     kRowKernels,

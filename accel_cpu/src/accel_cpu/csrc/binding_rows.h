@@ -6,7 +6,6 @@
 #include <array>
 #include <cmath>
 #include <tuple>
-#include <vector>
 
 #include "binding.h"
 
@@ -223,64 +222,6 @@ std::tuple<at::Tensor, at::Tensor> dropout_add_gradients(at::Tensor grad,
   args.sums = data_of(db);
   dropout_add(args, at::get_num_threads());
   return {dx, db};
-}
-
-// Where each row of t, [..., k], begins.
-std::vector<int64_t> starts_of_rows(const at::Tensor& t) {
-  const int64_t leading = t.dim() - 1;
-  std::vector<int64_t> starts(t.numel() / t.size(-1));
-  at::DimVector index(leading, 0);
-  int64_t at = 0;
-  for (int64_t& start : starts) {
-    start = at;
-    for (int64_t d = leading - 1; d >= 0; --d) {
-      at += t.stride(d);
-      if (++index[d] < t.size(d)) break;
-      at -= index[d] * t.stride(d);
-      index[d] = 0;
-    }
-  }
-  return starts;
-}
-
-at::Tensor softmax_native(at::Tensor x, const OptionalTensor& mask, double scale) {
-  const char* op = "softmax_native";
-  check_x(op, x);
-  at::Tensor out = like(x);
-  if (out.numel() == 0) return out;
-
-  SoftmaxArgs args = args_of<SoftmaxArgs>(op, x);
-  args.scale = static_cast<float>(scale);
-  args.x = matrix_of(x);
-  at::Tensor added;
-  std::vector<int64_t> starts;
-  if (mask) {
-    added = mask->expand(x.sizes());
-    check_operand(op, "mask", added, x, x.sizes());
-    if (!has_unit_stride(added)) added = added.contiguous();
-    starts = starts_of_rows(added);
-    args.mask = added.const_data_ptr();
-    args.mask_at = starts.data();
-  }
-  args.out = out.mutable_data_ptr();
-  softmax(args, at::get_num_threads());
-  return out;
-}
-
-at::Tensor softmax_gradient(at::Tensor grad, at::Tensor p, double scale) {
-  const char* op = "softmax_gradient";
-  check_x(op, p);
-  check_operand(op, "grad", grad, p, p.sizes());
-  at::Tensor dx = like(p);
-  if (dx.numel() == 0) return dx;
-
-  SoftmaxBackwardArgs args = args_of<SoftmaxBackwardArgs>(op, p);
-  args.scale = static_cast<float>(scale);
-  args.grad = matrix_of(grad);
-  args.p = matrix_of(p);
-  args.dx = dx.mutable_data_ptr();
-  softmax_backward(args, at::get_num_threads());
-  return dx;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "binding.h"
 #include "binding_rows.h"
+#include "binding_softmax.h"
 
 namespace accel_cpu {
 namespace {
@@ -198,6 +199,11 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
       tags);
   m.def("softmax_native(Tensor x, Tensor? mask=None, float scale=1.0) -> Tensor", tags);
   m.def("softmax_gradient(Tensor grad, Tensor p, float scale) -> Tensor", tags);
+  m.def(
+      "logprob_gradients(Tensor z, Tensor ids, Tensor? anchors, Tensor chosen, Tensor entropy, "
+      "Tensor? of_logprob, Tensor? of_entropy, float scale, float? softcap, float temperature, "
+      "ScalarType out_dtype, bool sums) -> (Tensor, Tensor)",
+      tags);
   m.def("rotary_native(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor", tags);
   m.def("embedding_native(Tensor ids, Tensor w) -> Tensor", tags);
   m.def(
@@ -217,6 +223,7 @@ TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
   m.impl("dropout_add_gradients", TORCH_FN(dropout_add_gradients));
   m.impl("softmax_native", TORCH_FN(softmax_native));
   m.impl("softmax_gradient", TORCH_FN(softmax_gradient));
+  m.impl("logprob_gradients", TORCH_FN(logprob_gradients));
   m.impl("rotary_native", TORCH_FN(rotary_native));
   m.impl("embedding_native", TORCH_FN(embedding_native));
   m.impl("attention_native", TORCH_FN(attention_native));

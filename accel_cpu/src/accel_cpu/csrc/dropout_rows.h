@@ -20,17 +20,38 @@ inline uint64_t mixed(uint64_t z) {
 void survivors(const DropoutAddArgs& args, int64_t m, int64_t i, int64_t size, float* out) {
   const uint64_t number = static_cast<uint64_t>(args.rows ? args.rows[m] : m);
   const uint64_t row = mixed(mixed(static_cast<uint64_t>(args.seed)) + number * kGamma);
-  const uint64_t first = static_cast<uint64_t>(i / 2 + 1);
-  uint64_t pairs[kColumns / 2];
-  const uint64_t count = static_cast<uint64_t>(size + 1) / 2;
-  for (uint64_t j = 0; j < count; ++j) pairs[j] = mixed(row + (first + j) * kGamma);
+  const int64_t count = (size + 1) / 2;
+  // Loops that compilers make vectors of: no product but those of `mixed`, nothing read anew.
+  uint64_t pairs[kColumns / 2], state = row + static_cast<uint64_t>(i / 2) * kGamma;
+  for (int64_t j = 0; j < count; ++j) pairs[j] = mixed(state += kGamma);
   uint32_t bits[kColumns];
-  __builtin_memcpy(bits, pairs, count * sizeof(uint64_t));  // the lower half first
-  for (int64_t j = 0; j < size; ++j) out[j] = bits[j] >= args.least ? args.scale : 0.0f;
+  __builtin_memcpy(bits, pairs, static_cast<size_t>(count) * sizeof(uint64_t));  // lower half first
+  const uint32_t least = args.least;
+  const float scale = args.scale;
+  for (int64_t j = 0; j < size; ++j) out[j] = bits[j] >= least ? scale : 0.0f;
+}
+
+// residual + x + b of a whole row.
+template <class T>
+void add_row(const T* x, const T* b, const T* residual, T* out, int64_t k) {
+  for_each_vector(k, [=](int64_t i, auto... n) {
+    Vec z = load(x + i, n...);
+    if (b) z = add(z, load(b + i, n...));
+    if (residual) z = add(load(residual + i, n...), z);
+    store(out + i, z, n...);
+  });
 }
 
 template <class T>
 void dropout_add_rows(const DropoutAddArgs& args, int64_t m0, int64_t m1, ColumnSums sums) {
+  if (!args.drops && !sums.b) {
+    for (int64_t m = m0; m < m1; ++m) {
+      add_row(row_of<T>(args.x, m), static_cast<const T*>(args.b),
+              args.residual.data ? row_of<T>(args.residual, m) : nullptr,
+              static_cast<T*>(args.out) + m * args.k, args.k);
+    }
+    return;
+  }
   float z[kColumns], kept[kColumns];
   for_columns(m0, m1, args.k, [&](int64_t m, int64_t i, int64_t size) {
     biased<T>(args, m, i, size, z);
@@ -42,10 +63,7 @@ void dropout_add_rows(const DropoutAddArgs& args, int64_t m0, int64_t m1, Column
       });
     }
     if (sums.b) add_in_place(sums.b + i, z, size);
-    if (args.residual.data) {
-      add_in_place(z, static_cast<const T*>(args.residual.data) + m * args.residual.stride + i,
-                   size);
-    }
+    if (args.residual.data) add_in_place(z, row_of<T>(args.residual, m) + i, size);
     if (args.out) round_to(static_cast<T*>(args.out) + m * args.k + i, z, size);
   });
 }

@@ -105,18 +105,6 @@ struct AttentionScratch {
   float* v;    // [kAttentionKeys, e]
 };
 
-struct LogprobArgs {
-  Matrix z;                      // [m, v], the logits
-  const int64_t* ids = nullptr;  // [m], each in [0, v)
-  float* logprob = nullptr;      // [m]
-  float* entropy = nullptr;      // [m]
-  int64_t m = 0, v = 0;
-  float scale = 1;
-  float softcap = 0;  // none
-  float temperature = 1;
-  DType dtype = DType::f32;  // of z
-};
-
 // A block of the output: rows [m0, m1), columns [n0, n1).
 struct Block {
   int64_t m0, m1, n0, n1;
@@ -144,7 +132,6 @@ struct LinearScratch {
 struct Kernels {
   const char* isa;
   void (*linear[kDTypes])(const LinearArgs&, const Block&, const LinearScratch&);
-  void (*logprob[kDTypes])(const LogprobArgs&, int64_t m0, int64_t m1);
   void (*rotary[kDTypes])(const RotaryArgs&, int64_t m0, int64_t m1);
   void (*attention[kDTypes])(const AttentionArgs&, const AttentionBlock&, const AttentionScratch&);
   RowKernels rows;
@@ -177,6 +164,5 @@ void linear(const LinearArgs& args, int threads);
 void rotary(const RotaryArgs& args, int threads);
 void embedding(const EmbeddingArgs& args, int threads);
 void attention(const AttentionArgs& args, int threads);
-void logprob(const LogprobArgs& args, int threads);
 
 }  // namespace accel_cpu

@@ -5,9 +5,9 @@
 #include <float.h>
 #include <math.h>
 
-#include "elementwise.h"
 #include "exponential.h"
-#include "kernels.h"
+#include "row_kernels.h"
+#include "row_sum.h"
 
 namespace accel_cpu {
 namespace {
@@ -31,13 +31,8 @@ inline Vec tanh(Vec a) {
   return where_less(square, broadcast(0.390625f), near, far);
 }
 
-// Lanes past the end of a row count as probability 0.
-inline Vec pad(Vec a) { return a; }
-inline Vec pad(Vec a, int n) {
-  return where_less(lane_index(), broadcast(static_cast<float>(n)), a, broadcast(-INFINITY));
-}
-
 // The logits from z + i on, scaled, capped and tempered. A step that changes nothing is left out.
+// Lanes past the end of a row count as probability 0.
 template <class T, class... N>
 Vec adjusted(const LogprobArgs& args, const T* z, N... n) {
   Vec a = load(z, n...);
@@ -47,7 +42,7 @@ Vec adjusted(const LogprobArgs& args, const T* z, N... n) {
     a = mul(cap, tanh(div(a, cap)));
   }
   if (args.temperature != 1) a = div(a, broadcast(args.temperature));
-  return pad(a, n...);
+  return first_of(a, broadcast(-INFINITY), n...);
 }
 
 template <class T>
@@ -55,11 +50,7 @@ float largest(const LogprobArgs& args, const T* z) {
   Vec top = broadcast(-INFINITY);
   for_each_vector(args.v,
                   [&](int64_t i, auto... n) { top = max(top, adjusted(args, z + i, n...)); });
-  float lanes[kLanes];
-  store(lanes, top);
-  float most = lanes[0];
-  for (const float lane : lanes) most = lane > most ? lane : most;
-  return most;
+  return highest_lane(top);
 }
 
 // With d = z - max: sum = Σ e^d and moment = Σ e^d d.
@@ -91,7 +82,7 @@ Partition partition(const LogprobArgs& args, const T* z, float max_logit) {
 template <class T>
 void logprob_rows(const LogprobArgs& args, int64_t m0, int64_t m1) {
   for (int64_t m = m0; m < m1; ++m) {
-    const T* z = static_cast<const T*>(args.z.data) + m * args.z.stride;
+    const T* z = row_of<T>(args.z, m);
     const float max_logit = largest(args, z);
     const Partition p = partition(args, z, max_logit);
     float chosen;

@@ -69,10 +69,9 @@ void norm_backward_rows(const NormBackwardArgs& args, int64_t m0, int64_t m1, Co
   for (int64_t m = m0; m < m1; ++m) {
     NormRow<T> row{};
     T* dx = args.dx ? static_cast<T*>(args.dx) + m * args.k : nullptr;
-    const T* total_grad = args.total_grad.data
-        ? static_cast<const T*>(args.total_grad.data) + m * args.total_grad.stride : nullptr;
+    const T* total_grad = args.total_grad.data ? row_of<T>(args.total_grad, m) : nullptr;
     row.x = normed_row<T>(args, m, args.dx);  // an element of dx is written after x's was read
-    row.grad = static_cast<const T*>(args.grad.data) + m * args.grad.stride;
+    row.grad = row_of<T>(args.grad, m);
     row.w = static_cast<const T*>(args.w);
     row = Row(args, row);
     for_each_vector(args.k, [=](int64_t i, auto... n) {

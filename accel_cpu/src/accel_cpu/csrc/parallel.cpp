@@ -14,7 +14,6 @@ namespace {
 // Below these, a second thread gains less than waking it may cost. With the threads awake two break
 // even at 30k multiply-adds, 1.6 us (Zen 4); asleep they take several times that.
 constexpr int64_t kLinearGrain = 100'000;  // multiply-adds
-constexpr int64_t kLogprobGrain = 8'192;   // logits, each with its exponential
 constexpr int64_t kAttentionGrain = kLinearGrain;
 
 // What tune_linear was told, one word for each size: a hash of the size in its upper 48 bits, then
@@ -165,14 +164,6 @@ void attention(const AttentionArgs& args, int threads) {
   const int64_t count = static_cast<int64_t>(blocks.size());
 #pragma omp parallel for schedule(dynamic) if (threads > 1)
   for (int64_t i = 0; i < count; ++i) run(args, blocks[i], attention_scratch(args.d, args.e));
-}
-
-void logprob(const LogprobArgs& args, int threads) {
-  if (args.m == 0) return;
-  const auto rows = kernels().logprob[static_cast<int>(args.dtype)];
-  if (args.m * args.v < kLogprobGrain) threads = 1;
-#pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t m = 0; m < args.m; ++m) rows(args, m, m + 1);
 }
 
 }  // namespace accel_cpu

@@ -15,31 +15,38 @@ int of(const Args& args) {
   return static_cast<int>(args.dtype);
 }
 
-// Calls rows(args, m0, m1, sums) for all rows, with sums over them to `w_sum` and `b_sum` where
-// asked for.
+template <class Args>
+int64_t width(const Args& args) {
+  return args.k;
+}
+int64_t width(const LogprobArgs& args) { return args.v; }
+
+// Calls rows(args, m0, m1, sums) for all rows of `like`, with sums over them to `w_sum` and `b_sum`
+// where asked for, in its dtype.
 template <class Args, class Rows>
 void for_parts(const Args& args, void* w_sum, void* b_sum, int threads, int64_t grain, Rows rows) {
+  const int64_t k = width(args);
   if (!w_sum && !b_sum) {
-    return for_rows(args.m, args.k, threads,
+    return for_rows(args.m, k, threads,
                     [&](int64_t m0, int64_t m1) { rows(args, m0, m1, {}); }, grain);
   }
-  const int64_t most = std::clamp<int64_t>(kPartSums / args.k, 1, kMostParts);
+  const int64_t most = std::clamp<int64_t>(kPartSums / k, 1, kMostParts);
   const int64_t part_rows = std::max(ceil_div(args.m, most), kPartRows);
-  const int64_t parts = ceil_div(args.m, part_rows), size = parts * args.k;
+  const int64_t parts = ceil_div(args.m, part_rows), size = parts * k;
   float* of_w = scratch(2 * size);
   float* of_b = of_w + size;
-  if (args.m * args.k < grain) threads = 1;
+  if (args.m * k < grain) threads = 1;
 #pragma omp parallel for schedule(dynamic) if (threads > 1)
   for (int64_t part = 0; part < parts; ++part) {
-    const int64_t m0 = part * part_rows, at = part * args.k;
+    const int64_t m0 = part * part_rows, at = part * k;
     const ColumnSums sums{w_sum ? of_w + at : nullptr, b_sum ? of_b + at : nullptr};
-    if (sums.w) std::fill_n(sums.w, args.k, 0.0f);
-    if (sums.b) std::fill_n(sums.b, args.k, 0.0f);
+    if (sums.w) std::fill_n(sums.w, k, 0.0f);
+    if (sums.b) std::fill_n(sums.b, k, 0.0f);
     rows(args, m0, std::min(args.m, m0 + part_rows), sums);
   }
   const auto sum = kernels().rows.sum_of_rows[of(args)];
-  if (w_sum) sum(of_w, parts, args.k, w_sum);
-  if (b_sum) sum(of_b, parts, args.k, b_sum);
+  if (w_sum) sum(of_w, parts, k, w_sum);
+  if (b_sum) sum(of_b, parts, k, b_sum);
 }
 
 }  // namespace
@@ -87,6 +94,20 @@ void softmax(const SoftmaxArgs& args, int threads) {
 void softmax_backward(const SoftmaxBackwardArgs& args, int threads) {
   const auto rows = kernels().rows.softmax_backward[of(args)];
   for_rows(args.m, args.k, threads, [&](int64_t m0, int64_t m1) { rows(args, m0, m1); });
+}
+
+void logprob(const LogprobArgs& args, int threads) {
+  const auto rows = kernels().rows.logprob[of(args)];
+  for_rows(args.m, args.v, threads, [&](int64_t m0, int64_t m1) { rows(args, m0, m1); },
+           kExponentialGrain);
+}
+
+void logprob_backward(const LogprobBackwardArgs& args, int threads) {
+  const auto rows = kernels().rows.logprob_backward[of(args.of)];
+  for_parts(args.of, nullptr, args.sums, threads, kExponentialGrain,
+            [&](const LogprobArgs&, int64_t m0, int64_t m1, ColumnSums sums) {
+              rows(args, m0, m1, sums);
+            });
 }
 
 }  // namespace accel_cpu

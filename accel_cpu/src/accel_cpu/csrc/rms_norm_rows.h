@@ -12,9 +12,9 @@ namespace {
 // Row m of what a norm is of: x's, or x + residual, written to `total`.
 template <class T, class Args>
 const T* normed_row(const Args& args, int64_t m, void* total) {
-  const T* x = static_cast<const T*>(args.x.data) + m * args.x.stride;
+  const T* x = row_of<T>(args.x, m);
   if (!args.residual.data) return x;
-  const T* residual = static_cast<const T*>(args.residual.data) + m * args.residual.stride;
+  const T* residual = row_of<T>(args.residual, m);
   T* sum = static_cast<T*>(total) + m * args.k;
   for_each_vector(args.k, [=](int64_t i, auto... n) {
     store(sum + i, add(load(x + i, n...), load(residual + i, n...)), n...);

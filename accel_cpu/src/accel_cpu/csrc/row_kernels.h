@@ -95,6 +95,31 @@ struct SoftmaxBackwardArgs {
   DType dtype = DType::f32;
 };
 
+struct LogprobArgs {
+  Matrix z;                      // [m, v], the logits
+  const int64_t* ids = nullptr;  // [m], each in [0, v)
+  float* logprob = nullptr;      // [m]
+  float* entropy = nullptr;      // [m]
+  int64_t m = 0, v = 0;
+  float scale = 1;
+  float softcap = 0;  // none
+  float temperature = 1;
+  DType dtype = DType::f32;  // of z
+};
+
+struct LogprobBackwardArgs {
+  LogprobArgs of;                     // without its results
+  const float* logprob = nullptr;     // [m], which they are
+  const float* entropy = nullptr;     // [m]
+  const float* anchors = nullptr;     // [m], what ids have as adjusted logits, where z is a tile of
+                                      // the vocabulary: ids in [0, v) or outside then
+  const float* of_logprob = nullptr;  // [m], gradients, or none
+  const float* of_entropy = nullptr;  // [m], or none
+  void* out = nullptr;                // [m, v], contiguous
+  float* sums = nullptr;              // [v], with any: of all rows
+  DType out_dtype = DType::f32;
+};
+
 // Sums over rows, fp32 [k] each: of dw and db, of db alone, or none.
 struct ColumnSums {
   float* w = nullptr;
@@ -113,6 +138,8 @@ struct RowKernels {
   void (*dropout_add[kDTypes])(const DropoutAddArgs&, int64_t m0, int64_t m1, ColumnSums);
   void (*softmax[kDTypes])(const SoftmaxArgs&, int64_t m0, int64_t m1, float* scratch);  // [k]
   void (*softmax_backward[kDTypes])(const SoftmaxBackwardArgs&, int64_t m0, int64_t m1);
+  void (*logprob[kDTypes])(const LogprobArgs&, int64_t m0, int64_t m1);
+  void (*logprob_backward[kDTypes])(const LogprobBackwardArgs&, int64_t m0, int64_t m1, ColumnSums);
   // out = the sum of `count` rows of `parts`, [count, k], one after the other, rounded.
   void (*sum_of_rows[kDTypes])(const float* parts, int64_t count, int64_t k, void* out);
 };
@@ -126,5 +153,7 @@ void bias_act_backward(const BiasActBackwardArgs& args, int threads);
 void dropout_add(const DropoutAddArgs& args, int threads);
 void softmax(const SoftmaxArgs& args, int threads);
 void softmax_backward(const SoftmaxBackwardArgs& args, int threads);
+void logprob(const LogprobArgs& args, int threads);
+void logprob_backward(const LogprobBackwardArgs& args, int threads);
 
 }  // namespace accel_cpu

@@ -1,11 +1,24 @@
-// A sum over a row, written over the vectors of the vec_*.h included before it. Its order depends
-// on the row's length alone.
+// Rows and sums over them, written over the vectors of the vec_*.h included before it. A sum's order
+// depends on the row's length alone.
 #pragma once
 
 #include "elementwise.h"
+#include "row_kernels.h"
 
 namespace accel_cpu {
 namespace {
+
+template <class T>
+const T* row_of(const Matrix& rows, int64_t m) {
+  return static_cast<const T*>(rows.data) + m * rows.stride;
+}
+
+// Where fp32 values on the way to `out` may lie: there, or in `part`.
+inline float* fp32_place(float* out, float*) { return out; }
+template <class T>
+float* fp32_place(T*, float* part) {
+  return part;
+}
 
 // Sums over [0, k) with `step`, called as step(acc, i) for a whole vector and step(acc, i, n) for
 // the n elements left over; it returns acc and what it adds to it.

@@ -4,6 +4,8 @@
 #include "bias_act_rows.h"
 #include "dropout_rows.h"
 #include "layer_norm_rows.h"
+#include "logprob_backward_rows.h"
+#include "logprob_rows.h"
 #include "norm_backward_rows.h"
 #include "rms_norm_rows.h"
 #include "softmax_rows.h"
@@ -22,6 +24,8 @@ constexpr RowKernels kRowKernels = {
     {dropout_add_rows<float>, dropout_add_rows<bf16>, dropout_add_rows<f16>},
     {softmax_rows<float>, softmax_rows<bf16>, softmax_rows<f16>},
     {softmax_backward_rows<float>, softmax_backward_rows<bf16>, softmax_backward_rows<f16>},
+    {logprob_rows<float>, logprob_rows<bf16>, logprob_rows<f16>},
+    {logprob_backward_rows<float>, logprob_backward_rows<bf16>, logprob_backward_rows<f16>},
     {sum_of_rows<float>, sum_of_rows<bf16>, sum_of_rows<f16>},
 };
 

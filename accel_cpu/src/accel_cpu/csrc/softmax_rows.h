@@ -13,7 +13,7 @@ namespace {
 // z = x scale + mask, of which the largest is returned, or NaN where there is one behind it.
 template <class T>
 float scores(const SoftmaxArgs& args, int64_t m, float* z) {
-  const T* x = static_cast<const T*>(args.x.data) + m * args.x.stride;
+  const T* x = row_of<T>(args.x, m);
   const T* mask = args.mask ? static_cast<const T*>(args.mask) + args.mask_at[m] : nullptr;
   const Vec scale = broadcast(args.scale);
   Vec top = broadcast(-INFINITY);
@@ -44,17 +44,11 @@ inline float exponentials(float* z, int64_t k, Vec base) {
   return total;
 }
 
-inline float* place_of_scores(float* out, float*) { return out; }
-template <class T>
-float* place_of_scores(T*, float* scratch) {
-  return scratch;
-}
-
 template <class T>
 void softmax_rows(const SoftmaxArgs& args, int64_t m0, int64_t m1, float* scratch) {
   for (int64_t m = m0; m < m1; ++m) {
     T* out = static_cast<T*>(args.out) + m * args.k;
-    float* z = place_of_scores(out, scratch);
+    float* z = fp32_place(out, scratch);
     const float top = scores<T>(args, m, z);
     // Of a row of nothing but -inf the exponentials are 0, as is the row; a NaN makes it NaN.
     const float total = exponentials(z, args.k, broadcast(top == -INFINITY ? 0.0f : top));
@@ -69,8 +63,8 @@ void softmax_rows(const SoftmaxArgs& args, int64_t m0, int64_t m1, float* scratc
 template <class T>
 void softmax_backward_rows(const SoftmaxBackwardArgs& args, int64_t m0, int64_t m1) {
   for (int64_t m = m0; m < m1; ++m) {
-    const T* grad = static_cast<const T*>(args.grad.data) + m * args.grad.stride;
-    const T* p = static_cast<const T*>(args.p.data) + m * args.p.stride;
+    const T* grad = row_of<T>(args.grad, m);
+    const T* p = row_of<T>(args.p, m);
     T* dx = static_cast<T*>(args.dx) + m * args.k;
     const Vec sum = broadcast(row_sum(args.k, [=](Vec acc, int64_t i, auto... n) {
       return madd(load(p + i, n...), load(grad + i, n...), acc);
