@@ -1,4 +1,4 @@
-"""accel_cpu.native: layer_norm, rotary and embedding, and the exponential under attention."""
+"""accel_cpu.native: the ops that go through rows, and the exponential under attention."""
 
 import ctypes
 import sys
@@ -14,7 +14,10 @@ from accel_cpu.builders import _AVX2, _AVX512, _CSRC, LIBRARY
 
 pytestmark = pytest.mark.usefixtures("_native")
 
-OPS = ("rms_norm", "layer_norm", "rotary", "embedding")
+OPS = (
+    "rms_norm", "layer_norm", "add_norm", "bias_act", "dropout_add", "softmax", "rotary",
+    "embedding",
+)  # fmt: skip
 NATIVE = ";".join(f"{op}=accel_cpu.native" for op in OPS)
 
 

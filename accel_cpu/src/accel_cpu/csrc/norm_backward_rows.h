@@ -59,11 +59,6 @@ NormRow<T> layer_norm_row(const NormBackwardArgs& args, NormRow<T> row) {
   return row;
 }
 
-inline void add_at(float* sums, int64_t i, Vec a) { store(sums + i, add(load(sums + i), a)); }
-inline void add_at(float* sums, int64_t i, Vec a, int n) {
-  store(sums + i, add(load(sums + i, n), a), n);
-}
-
 template <class T, NormRow<T> (*Row)(const NormBackwardArgs&, NormRow<T>)>
 void norm_backward_rows(const NormBackwardArgs& args, int64_t m0, int64_t m1, ColumnSums sums) {
   for (int64_t m = m0; m < m1; ++m) {
@@ -74,10 +69,10 @@ void norm_backward_rows(const NormBackwardArgs& args, int64_t m0, int64_t m1, Co
     row.grad = row_of<T>(args.grad, m);
     row.w = static_cast<const T*>(args.w);
     row = Row(args, row);
+    if (sums.b) add_in_place(sums.b, row.grad, args.k);
     for_each_vector(args.k, [=](int64_t i, auto... n) {
       const Vec y = mul(sub(load(row.x + i, n...), row.mean), row.scale);
-      if (sums.w) add_at(sums.w, i, mul(load(row.grad + i, n...), y), n...);
-      if (sums.b) add_at(sums.b, i, load(row.grad + i, n...), n...);
+      if (sums.w) store(sums.w + i, madd(load(row.grad + i, n...), y, load(sums.w + i, n...)), n...);
       if (!dx) return;
       const Vec across = sub(sub(row.g(i, n...), row.grad_mean), mul(y, row.along));
       const Vec a = mul(across, row.scale);
