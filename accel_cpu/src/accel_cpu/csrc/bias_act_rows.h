@@ -75,7 +75,8 @@ void bias_act_rows(const BiasActArgs& args, int64_t m0, int64_t m1) {
   if (args.act == Activation::none || args.act == Activation::relu) {
     const float floor = args.act == Activation::relu ? 0.0f : -INFINITY;
     for (int64_t m = m0; m < m1; ++m) {
-      clip_row(row_of<T>(args.x, m), static_cast<const T*>(args.b), floor, out + m * args.k, args.k);
+      clip_row(row_of<T>(args.x, m), static_cast<const T*>(args.b), floor, out + m * args.k,
+               args.k);
     }
     return;
   }
@@ -87,14 +88,6 @@ void bias_act_rows(const BiasActArgs& args, int64_t m0, int64_t m1) {
     activate_in_place(args.act, z, size);
     if (z == part) round_to(to, z, size);
   });
-}
-
-// `size` elements at p in fp32: where they lie, or in `part`.
-inline const float* widened(const float* p, float*, int64_t) { return p; }
-template <class T>
-const float* widened(const T* p, float* part, int64_t size) {
-  widen_to(part, p, size);
-  return part;
 }
 
 template <class T>

@@ -60,7 +60,8 @@ void round_to(DType dtype, void* out, int64_t offset, const float* a, int64_t si
 
 template <class F>
 void activate_in_place(float* a, int64_t size) {
-  for_each_vector(size, [=](int64_t i, auto... n) { store(a + i, F::of(load(a + i, n...)), n...); });
+  for_each_vector(size,
+                  [=](int64_t i, auto... n) { store(a + i, F::of(load(a + i, n...)), n...); });
 }
 
 void activate_in_place(Activation act, float* a, int64_t size) {

@@ -6,9 +6,9 @@
 // never -ffast-math.
 //
 //   file              instruction set   flags of its own (the files with any are empty off x86-64)
-//   binding*.cpp      any               torch's include paths, -std and ABI
+//   binding*.cpp      any               torch's include paths, -std and ABI; -O1
 //   dispatch.cpp      any
-//   parallel.cpp      any
+//   parallel*.cpp     any
 //   scalar.cpp        any
 //   avx2.cpp          avx2              -mavx2 -mfma -mf16c
 //   avx512.cpp        avx512            -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c

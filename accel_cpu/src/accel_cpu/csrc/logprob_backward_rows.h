@@ -65,7 +65,8 @@ void logprob_backward_rows(const LogprobBackwardArgs& args, int64_t m0, int64_t 
     if (start == 0) {
       const Anchor anchor = anchor_of(args, row, m);
       through = {anchor.logit, anchor.logprob, args.entropy[m],
-                 args.of_logprob ? args.of_logprob[m] : 0, args.of_entropy ? args.of_entropy[m] : 0};
+                 args.of_logprob ? args.of_logprob[m] : 0,
+                 args.of_entropy ? args.of_entropy[m] : 0};
     }
     for_each_vector(size, [&](int64_t i, auto... n) {
       const Vec a = adjusted(of, row + start + i, n...);

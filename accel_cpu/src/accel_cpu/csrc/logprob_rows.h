@@ -15,7 +15,8 @@ namespace {
 // Elements summed before they are added to the others: a vocabulary in one chain would lose digits.
 constexpr int64_t kRun = 1024;
 
-// Within 1.31 ulp of tanh(a). Near zero, where 1 - 2 / (e^2a + 1) cancels, an odd polynomial (Cephes).
+// Within 1.31 ulp of tanh(a). Near zero, where 1 - 2 / (e^2a + 1) cancels, an odd polynomial
+// (Cephes).
 inline Vec tanh(Vec a) {
   const Vec square = mul(a, a);
   Vec p = broadcast(-5.70498872745e-3f);

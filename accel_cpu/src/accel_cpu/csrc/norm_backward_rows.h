@@ -1,6 +1,6 @@
-// Gradients of norms on one thread, written over the vectors of the vec_*.h included before it. With
-// y the normalised row, s its scale and g = grad w, dx = s (g - mean(g) - y mean(g y)), of rms_norm
-// without the mean of g; dw sums grad y over the rows, db sums grad.
+// Gradients of norms on one thread, written over the vectors of the vec_*.h included before it.
+// With y the normalised row, s its scale and g = grad w, dx = s (g - mean(g) - y mean(g y)), of
+// rms_norm without the mean of g; dw sums grad y over the rows, db sums grad.
 #pragma once
 
 #include "rms_norm_rows.h"
@@ -12,8 +12,8 @@ namespace {
 template <class T>
 struct NormRow {
   const T *x, *grad, *w;
-  Vec mean, scale;        // y = (x - mean) scale
-  Vec grad_mean, along;   // dx = (g - grad_mean - y along) scale
+  Vec mean, scale;       // y = (x - mean) scale
+  Vec grad_mean, along;  // dx = (g - grad_mean - y along) scale
 
   template <class... N>
   Vec g(int64_t i, N... n) const {
@@ -72,7 +72,9 @@ void norm_backward_rows(const NormBackwardArgs& args, int64_t m0, int64_t m1, Co
     if (sums.b) add_in_place(sums.b, row.grad, args.k);
     for_each_vector(args.k, [=](int64_t i, auto... n) {
       const Vec y = mul(sub(load(row.x + i, n...), row.mean), row.scale);
-      if (sums.w) store(sums.w + i, madd(load(row.grad + i, n...), y, load(sums.w + i, n...)), n...);
+      if (sums.w) {
+        store(sums.w + i, madd(load(row.grad + i, n...), y, load(sums.w + i, n...)), n...);
+      }
       if (!dx) return;
       const Vec across = sub(sub(row.g(i, n...), row.grad_mean), mul(y, row.along));
       const Vec a = mul(across, row.scale);

@@ -6,8 +6,8 @@ namespace accel_cpu {
 namespace {
 
 constexpr int64_t kMostParts = 64;
-constexpr int64_t kPartRows = 16;            // at least
-constexpr int64_t kPartSums = 1 << 20;       // of all parts, at most
+constexpr int64_t kPartRows = 16;             // at least
+constexpr int64_t kPartSums = 1 << 20;        // of all parts, at most
 constexpr int64_t kExponentialGrain = 8'192;  // elements, each with its exponential
 
 template <class Args>
@@ -21,8 +21,8 @@ int64_t width(const Args& args) {
 }
 int64_t width(const LogprobArgs& args) { return args.v; }
 
-// Calls rows(args, m0, m1, sums) for all rows of `like`, with sums over them to `w_sum` and `b_sum`
-// where asked for, in its dtype.
+// Calls rows(args, m0, m1, sums) for all rows, with sums over them to `w_sum` and `b_sum` where asked
+// for, in the dtype of args.
 template <class Args, class Rows>
 void for_parts(const Args& args, void* w_sum, void* b_sum, int threads, int64_t grain, Rows rows) {
   const int64_t k = width(args);

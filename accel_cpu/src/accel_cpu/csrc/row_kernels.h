@@ -63,25 +63,25 @@ struct BiasActBackwardArgs {
 };
 
 struct DropoutAddArgs {
-  Matrix x;                        // [m, k]
-  Matrix residual;                 // [m, k], with any: added
-  const void* b = nullptr;         // [k]
-  const int64_t* rows = nullptr;   // [m], the numbers of the rows; their places, if there are none
-  void* out = nullptr;             // [m, k], contiguous
-  void* sums = nullptr;            // [k], with any: what survives of all rows, added
+  Matrix x;                       // [m, k]
+  Matrix residual;                // [m, k], with any: added
+  const void* b = nullptr;        // [k]
+  const int64_t* rows = nullptr;  // [m], the numbers of the rows; their places, if there are none
+  void* out = nullptr;            // [m, k], contiguous; none, if sums is all that is asked for
+  void* sums = nullptr;           // [k], with any: what survives of all rows, added
   int64_t m = 0, k = 0;
   bool drops = false;
   int64_t seed = 0;
-  uint32_t least = 0;              // the 32 bits of a survivor, as a whole number
-  float scale = 1;                 // of survivors
+  uint32_t least = 0;  // the 32 bits of a survivor, as a whole number
+  float scale = 1;     // of survivors
   DType dtype = DType::f32;
 };
 
 struct SoftmaxArgs {
-  Matrix x;                           // [m, k]
-  const void* mask = nullptr;         // added, with any
-  const int64_t* mask_at = nullptr;   // [m], where its row begins, of unit stride
-  void* out = nullptr;                // [m, k], contiguous
+  Matrix x;                          // [m, k]
+  const void* mask = nullptr;        // added, with any
+  const int64_t* mask_at = nullptr;  // [m], where its row begins, of unit stride
+  void* out = nullptr;               // [m, k], contiguous
   int64_t m = 0, k = 0;
   float scale = 1;
   DType dtype = DType::f32;

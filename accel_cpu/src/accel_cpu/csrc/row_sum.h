@@ -1,5 +1,5 @@
-// Rows and sums over them, written over the vectors of the vec_*.h included before it. A sum's order
-// depends on the row's length alone.
+// Rows and sums over them, written over the vectors of the vec_*.h included before it. A sum's
+// order depends on the row's length alone.
 #pragma once
 
 #include "elementwise.h"
@@ -11,6 +11,14 @@ namespace {
 template <class T>
 const T* row_of(const Matrix& rows, int64_t m) {
   return static_cast<const T*>(rows.data) + m * rows.stride;
+}
+
+// `size` elements at p in fp32: where they lie, or in `part`.
+inline const float* widened(const float* p, float*, int64_t) { return p; }
+template <class T>
+const float* widened(const T* p, float* part, int64_t size) {
+  widen_to(part, p, size);
+  return part;
 }
 
 // Where fp32 values on the way to `out` may lie: there, or in `part`.

@@ -1,4 +1,5 @@
-// The table of the ops that go through rows, for the instruction set of the vec_*.h included before.
+// The table of the ops that go through rows, for the instruction set of the vec_*.h included
+// before it.
 #pragma once
 
 #include "bias_act_rows.h"
