@@ -102,9 +102,14 @@ class _Head:
         return torch.ops.accel_cpu_kernels.linear_native(x, w, b, None, torch.float32)  # type: ignore[no-any-return]
 
 
+# Terms of a sum below which the products in fp32 serve half precisions: of one term, 1024 x 256 in
+# bf16, this backend's own takes 2.4 ms, fp32's with the copies 0.06; of 64 as long (a Zen 3 core).
+_FEW_TERMS = 32
+
+
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add ``a b`` to an fp32 total."""
-    if a.dtype is total.dtype:
-        total.addmm_(a, b)
+    if a.dtype is total.dtype or a.shape[1] < _FEW_TERMS:
+        total.addmm_(a.float(), b.float())
     else:
         torch.ops.accel_cpu_kernels.tiled_linear_native_into(a, b.t(), None, total, total)

@@ -21,8 +21,8 @@ int64_t width(const Args& args) {
 }
 int64_t width(const LogprobArgs& args) { return args.v; }
 
-// Calls rows(args, m0, m1, sums) for all rows, with sums over them to `w_sum` and `b_sum` where asked
-// for, in the dtype of args.
+// Calls rows(args, m0, m1, sums) for all rows, with sums over them to `w_sum` and `b_sum` where
+// asked for, in the dtype of args.
 template <class Args, class Rows>
 void for_parts(const Args& args, void* w_sum, void* b_sum, int threads, int64_t grain, Rows rows) {
   const int64_t k = width(args);
