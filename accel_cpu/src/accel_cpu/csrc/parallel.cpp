@@ -46,15 +46,22 @@ struct Cut {
 
 bool many_rows(const LinearArgs& args) { return args.m > kStagedRows; }
 
-// Of many rows a thread takes parts of so many rows and columns: w's columns lie as panels, 1 MiB
-// of them, in L2 and L3. Two parts a thread even out cores of uneven speed somewhat; each stages its rows of x anew.
-constexpr int64_t kPartRows = 768, kPartColumns = 512, kMinPartColumns = 128;
+// Of many rows a thread takes parts: of w the part's columns lie as panels, 1 MiB of them, in L2 and
+// L3. Each part stages its rows of x and reads its columns of w anew, 4 % of the work where it is as
+// large as this, so parts are near square, and smaller only to give every thread one. Where they
+// are not, two a thread even out cores of uneven speed.
+constexpr int64_t kPartRows = 768, kPartColumns = 512;
 
 Cut cut_many_rows(const LinearArgs& args, int threads) {
-  const int64_t row_parts = ceil_div(args.m, kPartRows);
-  const int64_t wanted = threads > 1 ? ceil_div(2 * threads, row_parts) : 1;
-  const int64_t columns = round_up(ceil_div(args.n, wanted), kTileColumns);
-  return {ceil_div(args.m, row_parts), std::clamp(columns, kMinPartColumns, kPartColumns)};
+  int64_t row_parts = ceil_div(args.m, kPartRows), column_parts = ceil_div(args.n, kPartColumns);
+  const auto rows = [&] { return ceil_div(args.m, row_parts); };
+  const auto columns = [&] { return ceil_div(args.n, column_parts); };
+  const int64_t large = args.m * args.n / (kPartColumns * kPartColumns);
+  const int64_t wanted = threads > 1 ? std::clamp<int64_t>(large, threads, 2 * threads) : 1;
+  while (row_parts * column_parts < wanted && std::max(rows(), columns()) > kTileColumns) {
+    ++(rows() > columns() ? row_parts : column_parts);
+  }
+  return {rows(), round_up(columns(), kTileColumns)};
 }
 
 // Few rows are not cut. By rows a block streams through kTileColumns rows of w from end to end. By
