@@ -115,13 +115,13 @@ constexpr int64_t kChunk = 64;
 // The most k it takes at a time, and the rows of x that are staged for them. With 256 and 144 a
 // product with K=512, whose sums then wait once, takes a tenth longer (fp32, Zen 3).
 constexpr int64_t kMaxSlice = 512, kStagedRows = 72;
-// The tallest and the widest tile of any instruction set; tiles of all are whole parts of the widest.
+// The tallest and the widest tile of any instruction set, of which all others are whole parts.
 constexpr int64_t kMaxTileRows = 12, kTileColumns = 64;
 
-// What a thread multiplies in, aligned to 64 bytes. Strides are no powers of two, or rows would meet
-// in a few sets of the cache.
+// What a thread multiplies in, aligned to 64 bytes. The stride is no power of two, or rows would
+// meet in a few sets of the cache.
 struct LinearScratch {
-  void* w;              // panels: [columns, kMaxSlice] of 4 bytes, of one tile where x is staged at once
+  void* w;              // panels: [columns, kMaxSlice] of 4 bytes; of a tile up to kStagedRows rows
   void* x;              // [kStagedRows, kMaxSlice] of 4 bytes
   float* sums;          // [rows and a tile more, sums_stride]
   float* other;         // likewise, where gated or of a rank

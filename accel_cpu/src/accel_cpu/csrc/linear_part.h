@@ -2,8 +2,8 @@
 // vec_*.h included before it. The results do not depend on how the whole was cut (linear_tile.h).
 //
 // k is taken in slices; a row's sums wait in memory for the next one. Up to kFewRows rows take w as
-// it is read. Of more, staged in L2 kStagedRows at a time, tile after tile passes by a panel of w in
-// L1; the panels are kept where there are more rows than that.
+// it is read. Of more, staged in L2 kStagedRows at a time, tile after tile passes by a panel of w
+// in L1; the panels are kept where there are more rows than that.
 #pragma once
 
 #include "linear_few.h"
@@ -96,7 +96,7 @@ void few_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
   });
 }
 
-static_assert(kStagedRows % kTileRows == 0, "or the rows of a block may need two stages, and w more panels");
+static_assert(kStagedRows % kTileRows == 0, "up to kStagedRows are staged at once");
 
 // Of more.
 template <class Dot, class X, class Results>

@@ -13,8 +13,8 @@ using Vec = __m256;
 constexpr int kLanes = 8;
 // 12 accumulators, a vector of each row of x and one of w fill the 16 registers.
 constexpr int kAccumulators = 12;
-// The hardware's own is better: at M=4 14 GB/s, with this 11 (fp32 linear, K=1024, N=4096, one Zen 3
-// core).
+// The hardware's own is better: at M=4 14 GB/s, with this 11 (fp32 linear, K=1024, N=4096, one
+// Zen 3 core).
 constexpr bool kPrefetchRows = false;
 
 inline Vec zero() { return _mm256_setzero_ps(); }

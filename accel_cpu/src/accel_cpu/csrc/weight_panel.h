@@ -89,9 +89,9 @@ template <class Dot>
   Dot::transpose(steps);
 }
 
-// kLanes steps of kLanes columns of a w by rows, the first at `w`, which has so many rows and k from
-// there on. Past the last row the block repeats it, and nothing reads those sums; past the last k
-// are zeros.
+// kLanes steps of kLanes columns of a w by rows, the first at `w`, which has so many rows and k
+// from there on. Past the last row the block repeats it, and nothing reads those sums; past the
+// last k are zeros.
 template <class Dot>
 inline void load_block(const typename Dot::Element* w, int64_t stride, int64_t rows, int64_t k,
                        typename Dot::Operand (&steps)[kLanes]) {

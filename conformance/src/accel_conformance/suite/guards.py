@@ -51,11 +51,13 @@ def values_replaced(target: Target, args: Args, seen: Evidence) -> None:
     """Other values in the same memory give what they give in memory of their own. Those written
     through ``data``, as optimizers and sharding do, no version counts."""
     target.call(args)
+    fresh = []  # kept, or the second would lie where the first lay, which may be known by its place
     for place in (lambda tensor: tensor, lambda tensor: tensor.data):
         for tensor in map(place, filter(_holds_values, tensors(args))):
             tensor.copy_(tensor.flatten().roll(1).reshape(tensor.shape))
         found = target.call(args)
-        wanted = target.call(tuple(a.clone() if isinstance(a, Tensor) else a for a in args))
+        fresh.append(tuple(a.clone() if isinstance(a, Tensor) else a for a in args))
+        wanted = target.call(fresh[-1])
         _agree(seen, target, "current", found, wanted, args)
 
 
