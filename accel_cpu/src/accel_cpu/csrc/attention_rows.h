@@ -32,13 +32,6 @@ inline int64_t seen_of_block(const AttentionRow& row, int64_t first) {
   return keys < 0 ? 0 : keys < kAttentionKeys ? keys : kAttentionKeys;
 }
 
-inline float largest_lane(Vec a) {
-  float lanes[kLanes];
-  store(lanes, a);
-  for (int i = 1; i < kLanes; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
-  return lanes[0];
-}
-
 // Makes weights of the scores of `keys` keys. Returns what the values of earlier blocks must be
 // multiplied by.
 inline float weigh(float* s, int64_t keys, float scale, AttentionRow& row) {
@@ -50,7 +43,7 @@ inline float weigh(float* s, int64_t keys, float scale, AttentionRow& row) {
     top = max(top, a);
   });
   const float before = row.top;
-  const float found = largest_lane(top);
+  const float found = highest_lane(top);
   row.top = found > before ? found : before;
   // While every score is -inf any finite number serves; -inf itself would make them NaN.
   const Vec shift = broadcast(row.top == -INFINITY ? 0.0f : row.top);
