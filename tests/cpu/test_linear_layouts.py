@@ -1,6 +1,7 @@
 """accel_cpu.native linear where the weight lies by columns, [K, N]: read as it lies, the row of a
 batch is the row alone, and a column is that column alone."""
 
+import itertools
 import sys
 
 import pytest
@@ -13,7 +14,7 @@ from accel_conformance.measure import exact, shares
 
 pytestmark = pytest.mark.usefixtures("_native")
 
-NATIVE = "linear=accel_cpu.native;gated_linear=accel_cpu.native"
+NATIVE = "linear=accel_cpu.native;gated_linear=accel_cpu.native;tiled_linear=accel_cpu.native"
 ROWS = (1, 2, 3, 5, 8, 16, 17, 33, 64)  # the last is packed
 FP32 = CONTRACTS["linear"].tolerance[torch.float32]
 
@@ -86,6 +87,22 @@ def test_many_rows_are_added_to_a_partial_sum_and_written_in_place(dtype, wide):
     if not wide:
         ops.tiled_linear(x, w, b, partial, out=partial)
         assert same_bits(partial, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cuts", [(64,), (512, 576), (128, 1024)], ids=str)
+@pytest.mark.parametrize(("m", "n"), [(1, 70), (5, 64), (40, 200), (150, 131)])
+@pytest.mark.usefixtures("_threads")
+def test_tiles_of_whole_chunks_of_k_give_the_bits_of_the_whole(m, n, cuts, dtype):
+    k = 1100
+    x, b = cancelling(m, k, dtype), randn(n, dtype=dtype)
+    w = randn(n, k, seed=1).to(dtype)
+    total = None
+    for start, end in itertools.pairwise((0, *cuts, k)):
+        bias = b if end == k else None
+        tile = w[:, start:end]
+        total = ops.tiled_linear(x[:, start:end], tile, bias, total, out_dtype=torch.float32)
+    assert same_bits(total, ops.linear(x, w, b, out_dtype=torch.float32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

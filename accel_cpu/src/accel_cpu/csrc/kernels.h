@@ -36,7 +36,7 @@ struct LinearArgs {
   Matrix u;                       // [m, rank], fp32
   Matrix lora_b;                  // [n, rank], also by columns
   float scale = 1;
-  Matrix partial;                 // [m, n], of dtype or fp32; added to all that, if there is one
+  Matrix partial;                 // [m, n], of dtype or fp32; what sums start from, if there is one
   DType partial_dtype = DType::f32;
   void* out = nullptr;            // [m, n] with unit stride inside a row; partial's place, or apart
   int64_t out_stride = 0;         // from one row to the next

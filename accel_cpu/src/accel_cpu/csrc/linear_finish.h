@@ -1,5 +1,5 @@
-// From the fp32 sums of a linear to its results: bias, activation, gate, adapter, partial sum and
-// rounding, written over the vectors of the vec_*.h included before it.
+// From the fp32 sums of a linear to its results: bias, activation, gate, adapter and rounding,
+// written over the vectors of the vec_*.h included before it.
 #pragma once
 
 #include "elementwise.h"
@@ -26,23 +26,18 @@ void finish_row(const LinearArgs& args, int64_t m, int64_t n, int64_t columns, f
     multiply_in_place(sums, other, columns);
   }
   if (args.rank) add_scaled_in_place(sums, other, args.scale, columns);
-  if (args.partial.data) {
-    add_in_place(sums, args.partial_dtype, args.partial.data, m * args.partial.stride + n, columns);
-  }
   round_to(args.out_dtype, args.out, m * args.out_stride + n, sums, columns);
 }
 
-// Whole vectors that take no more than a bias and an fp32 partial sum. Of a product with K=512 the
-// way through finish_row takes a tenth (fp32, Zen 3).
+// Whole vectors that take no more than a bias. Of a product with K=512 the way through finish_row
+// takes a tenth (fp32, Zen 3).
 template <class T, class Out>
 void finish_plain(const LinearArgs& args, const Block& tile, const float* sums, int64_t stride) {
   const auto* bias = static_cast<const T*>(args.bias);
-  const auto* partial = static_cast<const float*>(args.partial.data);
   for (int64_t m = tile.m0; m < tile.m1; ++m, sums += stride) {
     for (int64_t n = tile.n0; n < tile.n1; n += kLanes) {
       Vec sum = load(sums + (n - tile.n0));
       if (bias) sum = add(sum, load(bias + n));
-      if (partial) sum = add(sum, load(partial + m * args.partial.stride + n));
       store(static_cast<Out*>(args.out) + m * args.out_stride + n, sum);
     }
   }
@@ -53,9 +48,7 @@ template <class T>
 void finish_tile(const LinearArgs& args, const Block& tile, float* sums, int64_t stride,
                  float* other, int64_t other_stride) {
   const bool whole = (tile.n1 - tile.n0) % kLanes == 0;
-  const bool plain = args.act == Activation::none && !other &&
-                     (!args.partial.data || args.partial_dtype == DType::f32);
-  if (whole && plain) {
+  if (whole && args.act == Activation::none && !other) {
     switch (args.out_dtype) {
       case DType::f32: return finish_plain<T, float>(args, tile, sums, stride);
       case DType::bf16: return finish_plain<T, bf16>(args, tile, sums, stride);

@@ -20,19 +20,20 @@ struct Slice {
   bool last;
 };
 
-// Calls run(from, to) with where the sums of a tile of R rows and C columns come from and go to: at
-// the end of k their place, if results.place() has one, else results.finish() takes them there.
+// Calls run(from, to) with where the sums of a tile of R rows and C columns come from, first of all
+// results.start(), and go to: their place, if results.place() has one, else they wait in memory
+// until results.finish() takes them there.
 template <class Run, class Results>
 void sum_tile(const Slice& slice, const Block& tile, int R, int64_t C, Run run,
               const Results& results) {
   const auto& [block, scratch, k0, size, last] = slice;
-  float* kept = scratch.sums + (tile.m0 - block.m0) * scratch.sums_stride + (tile.n0 - block.n0);
-  const TileSums from = {k0 ? kept : nullptr, scratch.sums_stride};
-  if (!last) return run(from, TileSums{kept, scratch.sums_stride});
-  const TileSums place = results.place(tile, R, C);
-  if (place.data) return run(from, place);
   float sums[kAccumulators * kLanes];
-  run(from, TileSums{sums, C});
+  const TileSums place = results.place(tile, R, C), here = {sums, C};
+  float* kept = scratch.sums + (tile.m0 - block.m0) * scratch.sums_stride + (tile.n0 - block.n0);
+  const TileSums waiting = place.data ? place : TileSums{kept, scratch.sums_stride};
+  const TileStart from = k0 ? waiting : results.start(tile, R, C, here);
+  if (place.data || !last) return run(from, waiting);
+  run(from, here);
   results.finish(tile, sums, C);
 }
 
@@ -79,7 +80,7 @@ void few_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
     const auto rows = staged<Dot>(scratch, R, size);
     stage_rows<Dot, X>(x, block.m0, block.m1, k0, size, rows);
     for_columns(block, block.m0, block.m1, C, [&](const Block& tile) {
-      const auto run = [&](TileSums from, TileSums to) {
+      const auto run = [&](TileStart from, TileSums to) {
         const auto* at = static_cast<const typename Dot::Element*>(w.data) +
                          (w.by_columns ? k0 * w.stride + tile.n0 : tile.n0 * w.stride + k0);
         if (!w.by_columns) {
@@ -121,7 +122,7 @@ void many_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
         auto* panel = once ? panels : panels + (n - block.n0) / C * panel_size;
         if (m == block.m0) read_panel<Dot>({w, n, block.n1, k0, size}, vectors, panel);
         for (int64_t r = m; r < end; r += R) {
-          const auto run = [&](TileSums from, TileSums to) {
+          const auto run = [&](TileStart from, TileSums to) {
             tile_sums(rows.tile(r - m), {panel}, steps, from, to);
           };
           sum_tile(slice, {r, smaller(r + R, end), n, tiles.n1}, R, C, run, results);
@@ -149,6 +150,7 @@ struct Kept {
   float* at(const Block& tile) const {
     return scratch.other + (tile.m0 - block.m0) * scratch.sums_stride + (tile.n0 - block.n0);
   }
+  TileStart start(const Block&, int, int64_t, TileSums) const { return {}; }
   TileSums place(const Block& tile, int, int64_t) const {
     return {at(tile), scratch.sums_stride};
   }
@@ -160,12 +162,31 @@ struct Finished {
   const LinearArgs& args;
   const Kept* other;
 
+  static bool whole(const Block& tile, int R, int64_t C) {
+    return tile.m1 - tile.m0 == R && tile.n1 - tile.n0 == C;
+  }
+  // The partial sum, where it lies or `here`.
+  TileStart start(const Block& tile, int R, int64_t C, TileSums here) const {
+    if (!args.partial.data) return {};
+    const int64_t stride = args.partial.stride;
+    if (args.partial_dtype == DType::f32 && whole(tile, R, C)) {
+      return {static_cast<const float*>(args.partial.data) + tile.m0 * stride + tile.n0, stride};
+    }
+    for (int r = 0; r < R; ++r) {
+      float* row = here.data + r * here.stride;
+      for_each_vector(C, [&](int64_t i, auto...) { store(row + i, zero()); });
+      const int64_t m = tile.m0 + r;
+      if (m >= tile.m1) continue;
+      add_in_place(row, args.partial_dtype, args.partial.data, m * stride + tile.n0,
+                   tile.n1 - tile.n0);
+    }
+    return here;
+  }
   // Whole tiles of fp32 that nothing more happens to go straight to their place.
   TileSums place(const Block& tile, int R, int64_t C) const {
-    const bool whole = tile.m1 - tile.m0 == R && tile.n1 - tile.n0 == C;
     const bool done = args.out_dtype == DType::f32 && args.act == Activation::none && !args.bias &&
-                      !args.partial.data && !other;
-    if (!whole || !done) return {};
+                      !other;
+    if (!whole(tile, R, C) || !done) return {};
     return {static_cast<float*>(args.out) + tile.m0 * args.out_stride + tile.n0, args.out_stride};
   }
   void finish(const Block& tile, float* sums, int64_t stride) const {

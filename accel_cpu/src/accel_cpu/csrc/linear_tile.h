@@ -36,6 +36,15 @@ struct TileSums {
   int64_t stride;
 };
 
+// The sums that a tile's are added to, likewise; without data, zeros.
+struct TileStart {
+  const float* data = nullptr;
+  int64_t stride = 0;
+  TileStart() = default;
+  TileStart(const float* data, int64_t stride) : data(data), stride(stride) {}
+  TileStart(TileSums sums) : data(sums.data), stride(sums.stride) {}
+};
+
 // Where a tile of C vectors finds w: a panel as read_panel leaves it.
 template <class Dot>
 struct InPanel {
@@ -48,10 +57,10 @@ struct InPanel {
   void prefetch(int64_t) const {}
 };
 
-// to[r][j] = from[r][j] + x[r] . w[.., j]; without data `from` is zero. x is as stage_rows leaves
+// to[r][j] = from[r][j] + x[r] . w[.., j], from and to apart or the same. x is as stage_rows leaves
 // it.
 template <class Dot, int R, class W>
-void linear_tile(const typename Dot::Staged* x, W w, int64_t steps, TileSums from, TileSums to) {
+void linear_tile(const typename Dot::Staged* x, W w, int64_t steps, TileStart from, TileSums to) {
   constexpr int C = tile_vectors(R);
   for (int r = 0; r < R; ++r) __builtin_prefetch(to.data + r * to.stride);
   int64_t done = 0;
@@ -91,7 +100,7 @@ void linear_tile(const typename Dot::Staged* x, W w, int64_t steps, TileSums fro
 }
 
 template <class Dot, class W = InPanel<Dot>>
-using LinearTile = void (*)(const typename Dot::Staged*, W, int64_t, TileSums, TileSums);
+using LinearTile = void (*)(const typename Dot::Staged*, W, int64_t, TileStart, TileSums);
 
 // The tile for 1 to R rows.
 template <class Dot, class W = InPanel<Dot>, int R = kTileRows>
