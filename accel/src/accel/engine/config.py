@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from accel.errors import ConfigError, UnsupportedCapability, close_matches
+from accel.errors import ConfigError, UnsupportedCapability
+from accel.settings import Fixed, require_known
 
 
-@dataclass(frozen=True)
-class HybridEngineConfig:
+@dataclass(unsafe_hash=True)  # nothing writes to it
+class HybridEngineConfig(Fixed):
     """Settings of a :class:`accel.HybridEngine`. Bad ones raise ConfigError.
 
     Under DeepSpeed's names:
@@ -73,10 +74,7 @@ class HybridEngineConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> HybridEngineConfig:
         """From a dict such as DeepSpeed's ``hybrid_engine`` block; unknown keys are refused."""
-        known = [field.name for field in fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise ConfigError(f"unknown setting {key!r}; {close_matches(str(key), known)}")
+        require_known(settings, (field.name for field in fields(cls)))
         return cls(**settings)
 
 

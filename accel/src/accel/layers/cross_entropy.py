@@ -18,6 +18,7 @@ from accel.contracts import LOGPROB
 from accel.contracts.checks import WIDE, refuse_nontensor
 from accel.contracts.vocabulary import Adjustment
 from accel.layers.linear import Linear
+from accel.ops.watching import torch_is_watched
 
 # Of fp32 logits held at once. A block passes over the whole gradient of the weight, so it must not
 # be small: at a vocabulary of 131072 it is 256 tokens.
@@ -72,8 +73,7 @@ def _eager(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether gradients are recorded, by plain autograd: the op's own gradient serves the rest."""
     return (
         torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not torch_is_watched()
         and not torch._C._is_any_autocast_enabled()
         and any(t is not None and t.requires_grad for t in tensors)
     )

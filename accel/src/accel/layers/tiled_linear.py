@@ -54,7 +54,8 @@ class TiledLinear(OpLayer):
     initialisation of its own. ``state_dict`` has a plain layer's keys, under them copies, and loads
     from a plain one's or from the tiles'; where tiles are sharded or away it has the tiles' keys,
     since a whole would have to be gathered, and so has a distributed checkpoint of them. What goes
-    by ``named_parameters`` speaks of tiles: optimizers and their states.
+    by ``named_parameters`` speaks of tiles: optimizers and their states, and torch's
+    ``set_model_state_dict`` of a model in DDP or ``torch.compile``: give it the module inside.
 
     OpArgumentError, a RuntimeError and ValueError, where arguments do not fit.
     """

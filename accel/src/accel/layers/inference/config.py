@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accel.errors import ConfigError
 from accel.layers.inference.names import DTYPES, READ, ActivationFuncType, NormType
-from accel.layers.settings import Fixed, read_json, require_known
+from accel.settings import Fixed, read_json, require_known
 
 # Settings of what has no part here: name -> (the one value, why no other).
 _FIXED = {

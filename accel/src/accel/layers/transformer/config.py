@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from accel.contracts.activation import ACTIVATIONS
 from accel.errors import ConfigError, close_matches
-from accel.layers.settings import Fixed, read_json, require_known
+from accel.settings import Fixed, read_json, require_known
 
 _NOT_GIVEN = -1
 _Config = TypeVar("_Config", bound="TransformerConfig")
