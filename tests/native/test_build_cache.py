@@ -103,6 +103,22 @@ def test_the_key_changes_with_torch(tiny, monkeypatch):
     assert key(tiny()) != before
 
 
+def test_the_users_own_flags_come_last_and_change_the_key(tiny, monkeypatch):
+    code = 'extern "C" __attribute__((visibility("default"))) int answer() { return NUMBER; }'
+    flags = ("-DNUMBER=1",)
+    before = key(tiny(code=code, flags=flags))
+    monkeypatch.setenv("ACCEL_CXXFLAGS", "-UNUMBER '-DNUMBER= 7'")
+    library = tiny(code=code, flags=flags)
+    assert key(library) != before
+    assert library.load().answer() == 7
+
+
+def test_flags_that_cannot_be_split_are_a_clear_error(tiny, monkeypatch):
+    monkeypatch.setenv("ACCEL_CXXFLAGS", "-O1 'x")
+    with pytest.raises(ConfigError, match=r"ACCEL_CXXFLAGS=.*cannot be split into words"):
+        tiny().build()
+
+
 def test_what_changed_is_built_and_loaded_beside_the_old(tiny, cache):
     assert tiny(number=1).load().answer() == 1
     assert tiny(number=2).load().answer() == 2

@@ -7,6 +7,7 @@ import, and again after :func:`accel.reset`.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable
 
 from accel.errors import ConfigError, close_matches
@@ -18,6 +19,7 @@ KNOWN = {
     "ACCEL_OPS": 'orders of implementations: "linear=a|b;rms_norm=!c"',
     "ACCEL_FALLBACK": "what to do when not the first choice serves: error, warn or allow",
     "ACCEL_CACHE_DIR": "folder of compiled kernels",
+    "ACCEL_CXXFLAGS": "flags added to all that compile and link kernels, such as a sanitizer's",
     "ACCEL_BUILD_TIMEOUT": "seconds to wait for another process's build",
     "ACCEL_TUNING_TABLE": "file of tuned settings, also on a network file system",
 }
@@ -38,6 +40,15 @@ def read(name: str) -> str | None:
     """The stripped value of a known variable; None if unset or empty."""
     assert name in KNOWN, name
     return os.environ.get(name, "").strip() or None
+
+
+def words(name: str) -> list[str]:
+    """A variable that holds words, as a shell splits them."""
+    text = read(name) or ""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={text!r} cannot be split into words: {error}") from None
 
 
 def seconds(name: str, default: float) -> float:

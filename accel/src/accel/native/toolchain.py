@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from accel import environment
 from accel.errors import BuildError
 from accel.refusal import Refusal
 
@@ -64,9 +65,14 @@ def refusals() -> list[Refusal]:
     return found
 
 
+def user_flags() -> list[str]:
+    """``ACCEL_CXXFLAGS``; not ``CXXFLAGS``, which environments set for all that they hold."""
+    return environment.words("ACCEL_CXXFLAGS")
+
+
 def flags(source: Source, common: Iterable[str]) -> list[str]:
     """The compiler's flags for one source."""
-    listed = ["-std=c++20", "-fPIC", "-fvisibility=hidden", *common, *source.flags]
+    listed = ["-std=c++20", "-fPIC", "-fvisibility=hidden", *common, *source.flags, *user_flags()]
     if source.torch:
         includes = (_TORCH / "include", _TORCH / "include/torch/csrc/api/include")
         listed += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
@@ -77,7 +83,7 @@ def flags(source: Source, common: Iterable[str]) -> list[str]:
 def fingerprint() -> list[str]:
     """What a built library depends on besides its sources and flags."""
     abi = f"cxx11abi={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
-    return [torch.__version__, abi, sys.platform, platform.machine()]
+    return [torch.__version__, abi, sys.platform, platform.machine(), *user_flags()]
 
 
 def build(
@@ -118,6 +124,7 @@ def _ninja_file(
         link += ["-undefined", "dynamic_lookup"]
     if "-fopenmp" in common:
         link.append("-fopenmp")
+    link += user_flags()
     lines = [
         f"cxx = {_quote([str(compiler())])}",
         "rule compile",
