@@ -23,7 +23,7 @@ struct Bf16Pairs {
   static constexpr int kDepth = 2;
 
   static void stage(const bf16* x, int64_t k, Staged* out) {
-    out[k / 2] = 0;  // the second half of an odd k's last pair; past the pairs of an even one
+    if (k % 2) out[k / 2] = 0;  // the second half of the last pair; others' places lie behind
     __builtin_memcpy(out, x, k * sizeof(bf16));
   }
   static Operand spread(Staged a) { return pairs(_mm512_set1_epi32(static_cast<int>(a))); }
