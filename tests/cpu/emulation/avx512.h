@@ -1,6 +1,6 @@
 // AVX-512 by SIMDe, on processors that have no more than AVX2: forced before every file of the
 // kernels (make test-emulated), so that they run as they stand. What SIMDe 0.7.4 lacks is below, by
-// lanes in memory. Nothing of its speed says anything.
+// lanes in memory, out of line, as it takes long enough to compile. Its speed says nothing.
 #pragma once
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
@@ -27,7 +27,7 @@ struct Lanes {
 
 // The lanes of memory whose bit of the mask is set, zeros elsewhere; of the others nothing is read.
 template <class Vector, class T>
-Vector load(uint64_t mask, const void* from) {
+[[gnu::noinline]] Vector load(uint64_t mask, const void* from) {
   Lanes<T, sizeof(Vector) / sizeof(T)> lanes;
   for (size_t i = 0; i < sizeof(Vector) / sizeof(T); ++i) {
     if (mask >> i & 1) std::memcpy(lanes.at + i, static_cast<const T*>(from) + i, sizeof(T));
@@ -36,7 +36,7 @@ Vector load(uint64_t mask, const void* from) {
 }
 
 template <class T, class Vector>
-void store(void* to, uint64_t mask, Vector vector) {
+[[gnu::noinline]] void store(void* to, uint64_t mask, Vector vector) {
   const auto lanes = as<Lanes<T, sizeof(Vector) / sizeof(T)>>(vector);
   for (size_t i = 0; i < sizeof(Vector) / sizeof(T); ++i) {
     if (mask >> i & 1) std::memcpy(static_cast<T*>(to) + i, lanes.at + i, sizeof(T));
@@ -44,25 +44,25 @@ void store(void* to, uint64_t mask, Vector vector) {
 }
 
 template <class To, class From, class VectorTo, class VectorFrom>
-VectorTo convert(VectorFrom vector) {
+[[gnu::noinline]] VectorTo convert(VectorFrom vector) {
   const auto from = as<Lanes<From, sizeof(VectorFrom) / sizeof(From)>>(vector);
   Lanes<To, sizeof(VectorTo) / sizeof(To)> to;
   for (size_t i = 0; i < sizeof(VectorTo) / sizeof(To); ++i) to.at[i] = static_cast<To>(from.at[i]);
   return as<VectorTo>(to);
 }
 
-inline __m512 from_half(__m256i a) {
+[[gnu::noinline]] inline __m512 from_half(__m256i a) {
   const auto half = as<Lanes<__m128i, 2>>(a);
   return as<__m512>(Lanes<__m256, 2>{{_mm256_cvtph_ps(half.at[0]), _mm256_cvtph_ps(half.at[1])}});
 }
 
-inline __m256i to_half(__m512 a) {
+[[gnu::noinline]] inline __m256i to_half(__m512 a) {
   const auto wide = as<Lanes<__m256, 2>>(a);
   return as<__m256i>(
       Lanes<__m128i, 2>{{_mm256_cvtps_ph(wide.at[0], 0), _mm256_cvtps_ph(wide.at[1], 0)}});
 }
 
-inline __m512 shuffle_quarters(__m512 a, __m512 b, int which) {
+[[gnu::noinline]] inline __m512 shuffle_quarters(__m512 a, __m512 b, int which) {
   const auto x = as<Lanes<__m128, 4>>(a), y = as<Lanes<__m128, 4>>(b);
   return as<__m512>(Lanes<__m128, 4>{{x.at[which & 3], x.at[which >> 2 & 3], y.at[which >> 4 & 3],
                                       y.at[which >> 6 & 3]}});
