@@ -35,14 +35,12 @@ def run(file, isa):
     return done.stdout.splitlines()
 
 
-def assert_samples_are_right(kernel, name, serves=lambda asked: True):
-    """Every sample of the contract that it serves, in every dtype, against float64."""
+def assert_samples_are_right(kernel, name):
+    """Every sample of the contract, in every dtype, against float64."""
     contract = CONTRACTS[name]
     for dtype in DTYPES:
         for sample in contract.samples():
             args = sample.make(dtype, torch.device("cpu"))
-            if not serves(contract.asked(contract.present(args), args[contract.tensor_count :])):
-                continue
             found, want = kernel(*args), ORACLES[name].value(*map(exact, args))
             results = ((found, want),) if contract.result_count == 1 else zip(found, want)
             for result, expected in results:

@@ -1,13 +1,13 @@
 """accel_cpu.native attention: a query's bits are those of its keys, in prefill and in decode."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
-from instruction_sets import DTYPES, ISAS, assert_samples_are_right, run, same_bits
+from instruction_sets import DTYPES, ISAS, run, same_bits
 
-from accel import Request, ops
-from accel.errors import OpRefusedError
+from accel import ops
 from accel_cpu.builders import TransformerBuilder
 
 pytestmark = pytest.mark.usefixtures("_native")
@@ -190,27 +190,68 @@ def test_a_query_of_two_spans_is_named():
         torch.ops.accel_cpu_kernels.attention_native(q, k, v, table((0, 3, 0, 3), (2, 2, 3, 2)))
 
 
-LEFT_TO_OTHERS = {
-    "mask": torch.zeros(1, 1, 1, 6),
-    "slopes": torch.ones(4),
-    "window": 2,
-    "softcap": 3.0,
-    "dropout": 0.5,
+def hiding(*keys, n=200, heads=8):
+    """A mask of the keys that adds a little and hides some from all heads, others from one."""
+    mask = torch.randn(1, heads, 1, n, generator=torch.Generator().manual_seed(4))
+    mask[..., list(keys)] = mask[:, 1, :, 60:140] = -torch.inf
+    return mask
+
+
+OPTIONS = {
+    "mask": {"mask": hiding(0, 1, 63, 100, *range(128, 192))},
+    "slopes": {"slopes": torch.linspace(0.01, 2, 8)},
+    "one key": {"window": 1},
+    "short window": {"window": 5},
+    "window": {"window": 70},
+    "softcap": {"softcap": 3.0},
 }
+OPTIONS["everything"] = {name: value for asked in OPTIONS.values() for name, value in asked.items()}
 
 
-@pytest.mark.parametrize("name", LEFT_TO_OTHERS)
-def test_what_it_does_not_serve_is_refused_by_name_and_served_by_torch(name):
-    q, k, v = drawn(5, 6, 2, 8)
-    asked = {name: LEFT_TO_OTHERS[name], "seed": torch.tensor(1)}
-    with pytest.raises(OpRefusedError, match=f"{name}="):
-        ops.attention(q, k, v, table((0, 5, 0, 6)), **asked)
-    with ops.use("attention=!reference", exact=False):
-        assert ops.explain("attention", device="cpu").chosen.impl.id == "accel_cpu.native"
-        found = ops.attention(q, k, v, table((0, 5, 0, 6)), **asked)
-    with ops.use("attention=reference", exact=False):
-        want = ops.attention(q, k, v, table((0, 5, 0, 6)), **asked)
-    torch.testing.assert_close(found, want)
+@pytest.mark.parametrize("asked", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.usefixtures("_threads")
+def test_what_is_done_to_scores_leaves_prefill_decoding(asked):
+    assert_prefill_is_decoding(partial(ops.attention, **asked), 4, 24, torch.float32, step=7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_window_beyond_all_keys_changes_no_bit(dtype):
+    q, k, v = drawn(150, 200, 2, 40, dtype)
+    for causal in (True, False):
+        attention = partial(ops.attention, q, k, v, table((0, 150, 0, 200)), causal=causal)
+        for window in (200, 2**63 - 1):
+            assert same_bits(attention(window=window), attention())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_lies_outside_a_window_never_leaks(causal):
+    q, k, v = drawn(200, 300, 4, 40)
+    spans, seen = table((0, 200, 0, 300)), slice(200, 260)
+    attention = partial(ops.attention, spans=spans, causal=causal, window=20)
+    want = attention(q, k, v)
+    k[: seen.start] = v[: seen.start] = k[seen.stop :] = v[seen.stop :] = NAN
+    found = attention(q, k, v)
+    assert found.isnan().any((1, 2)).sum() > 100
+    ahead = 0 if causal else 19
+    rows = [i for i in range(200) if seen.start <= i + 100 - 19 and i + 100 + ahead < seen.stop]
+    assert rows
+    assert same_bits(found[rows], want[rows])
+
+
+def test_keys_that_a_mask_hides_at_the_end_might_as_well_not_be_there():
+    q, k, v = drawn(30, 200, 2, 16)
+    mask = torch.zeros(1, 1, 1, 200)
+    mask[..., 90:] = -torch.inf
+    hidden = ops.attention(q, k, v, table((0, 30, 0, 200)), mask, causal=False)
+    assert same_bits(hidden, ops.attention(q, k, v, table((0, 30, 0, 90)), causal=False))
+
+
+@pytest.mark.usefixtures("_threads")
+def test_dropout_is_a_sequence_s_own():
+    q, k, v = drawn(190, 190, 2, 24)
+    dropping = partial(ops.attention, seed=torch.tensor(7), dropout=0.5)
+    together = dropping(q, k, v, table((0, 150, 0, 150), (150, 40, 150, 40)))
+    assert same_bits(dropping(q[:150], k, v, table((0, 150, 0, 150))), together[:150])
 
 
 def test_scores_without_bound():
@@ -237,25 +278,20 @@ def test_the_check_can_fail():
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_on_every_instruction_set_values_are_right_and_prefill_is_decoding(isa):
-    assert run(__file__, isa) == [isa, "values are right", "prefill is decoding"]
+def test_on_every_instruction_set_prefill_is_decoding(isa):
+    assert run(__file__, isa) == [isa, "prefill is decoding"]
 
 
 def on_this_instruction_set():
     builder = TransformerBuilder()
     (impl,) = (impl for impl in builder.impls if impl.op == "attention")
-    kernel = builder.load(impl)
-
-    def serves(asked):
-        request = Request("attention", torch.device("cpu"), torch.float32, options=asked)
-        return not builder.reasons(impl, request)
-
+    builder.load(impl)
     print(torch.ops.accel_cpu_kernels.isa())
-    assert_samples_are_right(kernel, "attention", serves)
-    print("values are right")
-    plain = torch.ops.accel_cpu_kernels.attention_native
+    attention = torch.ops.accel_cpu_kernels.attention_native
     for group, d, dtype in zip(GROUPS, (33, 16, 80, 1), (*DTYPES, torch.bfloat16)):
-        assert_prefill_is_decoding(plain, group, d, dtype, step=11)
+        assert_prefill_is_decoding(attention, group, d, dtype, step=11)
+    for asked in OPTIONS.values():
+        assert_prefill_is_decoding(partial(attention, **asked), 4, 20, torch.float32, step=33)
     print("prefill is decoding")
 
 

@@ -89,7 +89,7 @@ def on_this_instruction_set():
             print(rows_differing(lambda rows, w=w: ops.linear(rows, w), x))
         for builder in accel_op_builders():
             for impl in builder.impls:
-                if impl.id == "accel_cpu.native" and impl.op != "attention":  # which refuses some
+                if impl.id == "accel_cpu.native":
                     assert_samples_are_right(builder().load(impl), impl.op)
 
 

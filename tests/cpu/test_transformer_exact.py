@@ -58,21 +58,18 @@ def test_a_recorded_forward_has_the_bits_of_one_that_is_not(dtype):
         assert torch.equal(run(layer, x), want)
 
 
-def test_explain_says_where_the_native_attention_does_not_serve():
+@each_dtype
+def test_padding_that_a_mask_hides_changes_no_bit(dtype):
+    layer, x = made(dtype, attn_dropout_ratio=0.3)
+    padded = torch.cat([x, torch.full((3, 30, H), 7.0, dtype=dtype)], 1)
+    mask = torch.zeros(3, 1, 1, 37, dtype=dtype)
+    mask[..., 7:] = -torch.inf
+    torch.manual_seed(1)
+    assert torch.equal(layer(padded, mask)[:, :7], run(layer, x))
+
+
+def test_the_native_attention_serves_every_layer():
     layer, _ = made(torch.float32)
-    with ops.use(strict=False):
-        served = {asked: found.chosen.impl.id for asked, found in layer.explain().items()}
-    assert served["attention"] == "accel_cpu.native"
-    assert served["attention with a mask"] == "torch"
-    assert served["attention with dropout"] == "torch"
-
-
-@pytest.mark.parametrize(
-    "asked", [{"mask": torch.zeros(1, 1, 1, 2)}, {"slopes": torch.ones(1)}, {"window": 1},
-              {"softcap": 2.0}, {"dropout": 0.5, "seed": torch.tensor(1)}], ids=lambda a: min(a),
-)  # fmt: skip
-def test_the_native_attention_called_past_its_reasons_raises(asked):
-    q, spans = torch.ones(2, 1, 8), torch.tensor([[0, 2, 0, 2]])
-    ops.attention(q, q, q, spans)  # loads it
-    with pytest.raises(RuntimeError, match="serves attention without mask, slopes, window"):
-        torch.ops.accel_cpu.attention_native(q, q, q, spans, **asked)
+    served = {asked: found.chosen.impl.id for asked, found in layer.explain().items()}
+    asked = ("attention", "attention with a mask", "attention with dropout")
+    assert {served[name] for name in asked} == {"accel_cpu.native"}

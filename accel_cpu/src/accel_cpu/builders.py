@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from accel import (
     Impl,
@@ -52,12 +51,6 @@ LIBRARY = NativeLibrary(
     flags=("-O3", "-ffp-contract=off", "-fopenmp"),
     libraries=("c10", "torch_cpu"),
 )
-
-# What the native attention serves; the rest is left to eager torch.
-_PLAIN_ATTENTION = {
-    "mask": False, "slopes": False, "window": None, "softcap": None, "dropout": 0.0,
-}  # fmt: skip
-_PLAIN_OPTIONS = (None, None, 0.0)  # window, softcap, dropout
 
 _COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -163,37 +156,9 @@ class TransformerBuilder(_Native):
         for op in (*_ROW_GRADIENTS, "attention", "embedding")
     )
 
-    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
-        return super().reasons(impl, request) + [
-            Refusal("option", f"{name}={plain}", f"{name}={request.options[name]}", f"leave {name} "
-                    "out, or let eager torch serve")
-            for name, plain in _PLAIN_ATTENTION.items()
-            if impl.op == "attention" and request.options.get(name, plain) != plain
-        ]  # fmt: skip
-
     def load(self, impl: Impl) -> Callable[..., Any]:
         kernel = super().load(impl)
-        if impl.op == "attention":
-            return _plain_attention(kernel)
         if impl.op == "softmax":
             return Kernel(kernel, forward=partial(row_gradients.softmax, kernel))
         backward = _ROW_GRADIENTS.get(impl.op)
         return kernel if backward is None else Kernel(kernel, backward=backward)
-
-
-def _plain_attention(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel with all the arguments of the op. Those it does not serve were refused by
-    ``reasons``; who calls its torch op past that is told, not given another result."""
-
-    def attention(
-        q: Tensor, k: Tensor, v: Tensor, spans: Tensor, mask: Tensor | None,
-        slopes: Tensor | None, seed: Any, causal: bool, scale: float | None, *others: Any,
-    ) -> Any:  # fmt: skip
-        if mask is not None or slopes is not None or others != _PLAIN_OPTIONS:
-            raise RuntimeError(
-                "accel_cpu.native serves attention without mask, slopes, window, softcap and "
-                "dropout; call accel.ops.attention, which finds what serves them"
-            )
-        return kernel(q, k, v, spans, causal, scale)
-
-    return attention

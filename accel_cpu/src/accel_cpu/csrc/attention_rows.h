@@ -1,16 +1,14 @@
 // A block of attention on one thread, written over the vectors of the vec_*.h included before it.
 //
 // A row is one query in one head. It takes its keys in blocks of kAttentionKeys, counted from the
-// first key of its span, and stops at the last key it sees. Of each block it sums the weights
+// first key of its span, from the block of the first key it sees to the last key it sees. Of each block it sums the weights
 // exp(score - the largest score so far) and the weighted values, key after key; then it adds them
 // to what it has, scaled from the largest score until then to this one. A score is summed in an
 // order that d alone fixes. None of this depends on the rows under way beside it: a query has the
 // same bits in a prefill, in a decode step, and wherever its keys lie.
 #pragma once
 
-#include <math.h>
-
-#include "exponential.h"
+#include "attention_scores.h"
 #include "linear_tile.h"
 #include "row_sum.h"
 
@@ -21,16 +19,10 @@ static_assert(kAttentionKeys == kTileColumns && kAttentionRows % kTileRows == 0)
 
 // A row so far.
 struct AttentionRow {
-  int64_t seen;  // the keys it sees: the first ones of its span
-  float top;     // the largest score
-  Vec weights;   // lane by lane the sum of exp(score - top)
+  KeyRange seen;  // of its span
+  float top;      // the largest score
+  Vec weights;    // lane by lane the sum of exp(score - top)
 };
-
-// Of the keys [first, first + kAttentionKeys) of the span, those that a row sees.
-inline int64_t seen_of_block(const AttentionRow& row, int64_t first) {
-  const int64_t keys = row.seen - first;
-  return keys < 0 ? 0 : keys < kAttentionKeys ? keys : kAttentionKeys;
-}
 
 // Makes weights of the scores of `keys` keys. Returns what the values of earlier blocks must be
 // multiplied by.
@@ -63,8 +55,8 @@ inline float weigh(float* s, int64_t keys, float scale, AttentionRow& row) {
 // The weights of a tile's rows for a block of keys, and what each row does with them.
 struct Weights {
   float of_key[kTileRows][kAttentionKeys];
-  float factor[kTileRows];  // of the values of earlier blocks
-  int64_t keys[kTileRows];  // that the row sees, ascending
+  float factor[kTileRows];   // of the values of earlier blocks
+  KeyRange keys[kTileRows];  // that the row sees; both ends ascend
 };
 
 // out[r][e + j] = factor[r] out[r][e + j] + the sum of of_key[r][key] v[key][e + j] over the keys
@@ -73,14 +65,28 @@ template <int R, int C, class T, class... N>
 void add_values_tile(const Weights& weights, int first, const T* v, int64_t stride, float* out,
                      int64_t width, int64_t e, N... n) {
   const auto* of_key = weights.of_key + first;
-  const int64_t* keys = weights.keys + first;
+  const KeyRange* keys = weights.keys + first;
   // Unrolled by request, as in linear_tile.
   Vec acc[R * C];
 #pragma GCC unroll 24
   for (int j = 0; j < R * C; ++j) acc[j] = zero();
+  const auto add_own = [&](int r, int64_t from, int64_t to) {
+    for (int64_t key = from; key < to; ++key) {
+      const Vec weight = broadcast(of_key[r][key]);
+#pragma GCC unroll 24
+      for (int c = 0; c < C; ++c) {
+        const Vec value = load(v + key * stride + e + c * kLanes, n...);
+        acc[r * C + c] = madd(weight, value, acc[r * C + c]);
+      }
+    }
+  };
 
-  int64_t key = 0;
-  for (; key < keys[0]; ++key) {  // which all rows see
+  int64_t key = keys[R - 1].from;  // the first that all rows see, if any
+  if (R > 1 && key > 0) {
+#pragma GCC unroll 24
+    for (int r = 0; r < R; ++r) add_own(r, keys[r].from, smaller(key, keys[r].to));
+  }
+  for (; key < keys[0].to; ++key) {
     Vec weight[R];
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) weight[r] = broadcast(of_key[r][key]);
@@ -93,15 +99,8 @@ void add_values_tile(const Weights& weights, int first, const T* v, int64_t stri
   }
 #pragma GCC unroll 24
   for (int r = 0; r < R; ++r) {
-    for (int64_t own = key; own < keys[r]; ++own) {
-      const Vec weight = broadcast(of_key[r][own]);
-#pragma GCC unroll 24
-      for (int c = 0; c < C; ++c) {
-        const Vec value = load(v + own * stride + e + c * kLanes, n...);
-        acc[r * C + c] = madd(weight, value, acc[r * C + c]);
-      }
-    }
-    if (keys[r] == 0) continue;
+    add_own(r, key, keys[r].to);
+    if (keys[r].empty()) continue;
 #pragma GCC unroll 24
     for (int c = 0; c < C; ++c) {
       float* p = out + r * width + e + c * kLanes;
@@ -150,88 +149,97 @@ void read_keys(const Matrix& k, int64_t keys, int64_t d, const AttentionTiles& t
   }
 }
 
-// Takes `rows` rows through the keys of their span from `first` on, as far as they see the next
-// kAttentionKeys: `keys` of those, whose panels and values, [keys, e], are at hand.
+// Takes `count` rows through the keys of their span from `first` on, as far as they see the next
+// kAttentionKeys: those whose panels and values, [keys, e], are at hand.
 template <class V>
-void take_keys(const AttentionArgs& args, const AttentionTiles& tiles, AttentionRow* row,
-               int64_t rows, int64_t first, const V* v, int64_t v_stride,
+void take_keys(const AttentionRows& rows, const AttentionTiles& tiles, AttentionRow* row,
+               int64_t count, int64_t first, const V* v, int64_t v_stride,
                const AttentionScratch& scratch) {
+  const AttentionArgs& args = rows.args;
+  const bool adjusted = adjusts(args);
+  const float scale = adjusted ? 1.0f : args.scale;
   const auto scores = linear_tile_of<Fp32>(tiles.rows);
   const int64_t columns = tiles.vectors * kLanes;
-  for (int64_t m = 0; m < rows; m += tiles.rows) {
-    const int count = static_cast<int>(smaller(rows - m, tiles.rows));
-    const int64_t keys = seen_of_block(row[m + count - 1], first);
-    if (keys == 0) continue;
+  for (int64_t m = 0; m < count; m += tiles.rows) {
+    const int tile = static_cast<int>(smaller(count - m, tiles.rows));
+    const int64_t keys = in_block(row[m + tile - 1].seen, first).to;
+    if (keys == 0 || row[m].seen.from >= first + kAttentionKeys) continue;
     Weights weights;
     for (int64_t n = 0; n < keys; n += columns) {
       scores(scratch.q + m / tiles.rows * tiles.q_size,
              {reinterpret_cast<const Vec*>(scratch.k + n / columns * tiles.k_size)}, args.d, {},
              {weights.of_key[0] + n, kAttentionKeys});
     }
-    for (int r = 0; r < count; ++r) {
-      weights.keys[r] = seen_of_block(row[m + r], first);
-      if (weights.keys[r] == 0) continue;
-      weights.factor[r] = weigh(weights.of_key[r], weights.keys[r], args.scale, row[m + r]);
+    for (int r = 0; r < tile; ++r) {
+      const KeyRange seen = in_block(row[m + r].seen, first);
+      weights.keys[r] = seen;
+      if (seen.empty()) continue;
+      float* s = weights.of_key[r];
+      if (adjusted) adjust(rows, m + r, first, seen, s);
+      weights.factor[r] = weigh(s, seen.to, scale, row[m + r]);
+      if (args.dropout.drops) drop(rows, m + r, first, seen.to, s);
     }
-    for (int r = 0; r < count; r += kValueRows) {
-      const int values = static_cast<int>(smaller(count - r, kValueRows));
+    for (int r = 0; r < tile; r += kValueRows) {
+      const int values = static_cast<int>(smaller(tile - r, kValueRows));
       add_values(values, weights, r, v, v_stride, scratch.out + (m + r) * args.e, args.e);
     }
   }
 }
 
+// Divides the values of a row that sees keys by the sum of its weights; 0 where a mask hides all.
+inline void normalize(const AttentionRow& row, bool masked, float* sums, int64_t e) {
+  const Vec lanes[4] = {row.weights, zero(), zero(), zero()};
+  float total[4];
+  reduce4(lanes, total);
+  if (masked && total[0] == 0) {
+    __builtin_memset(sums, 0, e * sizeof(float));
+    return;
+  }
+  for_each_vector(e, [&](int64_t i, auto... n) {
+    store(sums + i, div(load(sums + i, n...), broadcast(total[0])), n...);
+  });
+}
+
 template <class T>
 void attention_block(const AttentionArgs& args, const AttentionBlock& block,
                      const AttentionScratch& scratch) {
-  const Span& span = args.spans[block.span];
-  const int64_t group = args.h / args.g;
-  const int64_t rows = block.r1 - block.r0;
-  const auto query_of = [&](int64_t r) { return (block.r0 + r) / group; };
-  const auto head_of = [&](int64_t r) { return block.kv_head * group + (block.r0 + r) % group; };
-
-  const AttentionTiles tiles = attention_tiles(args, rows);
+  const AttentionRows rows(args, block);
+  const Span& span = rows.span;
+  const int64_t count = block.r1 - block.r0;
+  const AttentionTiles tiles = attention_tiles(args, count);
   AttentionRow row[kAttentionRows];
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t last = args.causal ? query_of(r) + span.k_len - span.q_len : span.k_len - 1;
-    row[r] = {last < 0 ? 0 : last + 1, -INFINITY, zero()};
-    const T* head = static_cast<const T*>(args.q.data) + head_of(r) * args.q.head;
+  for (int64_t r = 0; r < count; ++r) {
+    row[r] = {rows.seen(r), -INFINITY, zero()};
     float* tile = scratch.q + r / tiles.rows * tiles.q_size;
-    stage_row<Fp32>(head + (span.q_start + query_of(r)) * args.q.row, args.d, tiles.rows,
-                          tile + r % tiles.rows * kChunk);
+    stage_row<Fp32>(row_in<T>(args.q, span.q_start + rows.query(r), rows.head(r)), args.d,
+                    tiles.rows, tile + r % tiles.rows * kChunk);
   }
-  __builtin_memset(scratch.out, 0, rows * args.e * sizeof(float));
+  __builtin_memset(scratch.out, 0, count * args.e * sizeof(float));
 
-  const T* k = static_cast<const T*>(args.k.data) + block.kv_head * args.k.head;
-  const T* v = static_cast<const T*>(args.v.data) + block.kv_head * args.v.head;
+  const T* k = row_in<T>(args.k, span.k_start, block.kv_head);
+  const T* v = row_in<T>(args.v, span.k_start, block.kv_head);
   // Where more than one tile reads the values, they are widened once.
-  const bool widen = sizeof(T) < sizeof(float) && rows > tiles.rows;
-  const int64_t seen = row[rows - 1].seen;  // by any row
-  for (int64_t first = 0; first < seen; first += kAttentionKeys) {
-    const int64_t keys = seen_of_block(row[rows - 1], first), start = span.k_start + first;
-    read_keys<T>({k + start * args.k.row, args.k.row}, keys, args.d, tiles, scratch.k);
-    const T* values = v + start * args.v.row;
+  const bool widen = sizeof(T) < sizeof(float) && count > tiles.rows;
+  const KeyRange seen = {row[0].seen.from, row[count - 1].seen.to};  // by any row
+  int64_t first = seen.from / kAttentionKeys * kAttentionKeys;
+  for (; first < seen.to; first += kAttentionKeys) {
+    const int64_t keys = in_block(seen, first).to;
+    read_keys<T>({k + first * args.k.row, args.k.row}, keys, args.d, tiles, scratch.k);
+    const T* values = v + first * args.v.row;
     if (!widen) {
-      take_keys(args, tiles, row, rows, first, values, args.v.row, scratch);
+      take_keys(rows, tiles, row, count, first, values, args.v.row, scratch);
       continue;
     }
     for (int64_t i = 0; i < keys; ++i) {
       widen_to(scratch.v + i * args.e, values + i * args.v.row, args.e);
     }
-    take_keys(args, tiles, row, rows, first, scratch.v, args.e, scratch);
+    take_keys(rows, tiles, row, count, first, scratch.v, args.e, scratch);
   }
 
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; r < count; ++r) {
     float* sums = scratch.out + r * args.e;
-    if (row[r].seen > 0) {
-      const Vec lanes[4] = {row[r].weights, zero(), zero(), zero()};
-      float total[4];
-      reduce4(lanes, total);
-      for_each_vector(args.e, [&](int64_t i, auto... n) {
-        store(sums + i, div(load(sums + i, n...), broadcast(total[0])), n...);
-      });
-    }
-    const int64_t out = (span.q_start + query_of(r)) * args.h + head_of(r);
-    round_to(static_cast<T*>(args.out) + out * args.e, sums, args.e);
+    if (!row[r].seen.empty()) normalize(row[r], args.mask.data != nullptr, sums, args.e);
+    round_to(static_cast<T*>(args.out) + rows.place(r) * args.e, sums, args.e);
   }
 }
 

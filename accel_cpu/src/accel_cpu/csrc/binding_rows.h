@@ -164,15 +164,24 @@ std::tuple<at::Tensor, at::Tensor> bias_act_gradients(at::Tensor grad, at::Tenso
   return {dx, db};
 }
 
-// What dropout with probability p of rows like those of x drops. `rows` keeps its numbers alive.
+// What dropout with probability p drops.
+Dropout dropout_of(const char* op, const OptionalTensor& seed, double p) {
+  TORCH_CHECK(0 <= p && p <= 1, op, ": dropout has p = ", p, "; it must be between 0 and 1");
+  if (p == 0) return {};
+  TORCH_CHECK(seed && seed->scalar_type() == at::kLong && seed->dim() == 0, op, ": dropout of p = ",
+              p, " needs a seed, a Long tensor of shape []");
+  const double least = std::nearbyint(p * 4294967296.0), most = 4294967295.0;
+  const float scale = least > most ? 0.0f : static_cast<float>(1 / (1 - p));  // or none survives
+  return {true, *seed->const_data_ptr<int64_t>(), static_cast<uint32_t>(std::min(least, most)),
+          scale};
+}
+
+// The same of rows like those of x. `rows` keeps its numbers alive.
 DropoutAddArgs dropping(const char* op, const at::Tensor& x, const OptionalTensor& seed,
                         OptionalTensor& rows, double p) {
   DropoutAddArgs args = args_of<DropoutAddArgs>(op, x);
-  TORCH_CHECK(0 <= p && p <= 1, op, ": p is ", p, "; it must be between 0 and 1");
-  if (p == 0) return args;
-  TORCH_CHECK(seed && seed->scalar_type() == at::kLong && seed->dim() == 0, op, ": p = ", p,
-              " needs a seed, a Long tensor of shape []");
-  if (rows) {
+  args.dropout = dropout_of(op, seed, p);
+  if (args.dropout.drops && rows) {
     const at::IntArrayRef shape = x.sizes().slice(0, x.dim() - 1);
     TORCH_CHECK(rows->scalar_type() == at::kLong && rows->sizes() == shape, op, ": rows is ",
                 rows->scalar_type(), " of shape ", rows->sizes(), "; beside x of shape ",
@@ -180,11 +189,6 @@ DropoutAddArgs dropping(const char* op, const at::Tensor& x, const OptionalTenso
     rows = rows->contiguous();
     args.rows = rows->const_data_ptr<int64_t>();
   }
-  const double least = std::nearbyint(p * 4294967296.0), most = 4294967295.0;
-  args.drops = true;
-  args.seed = *seed->const_data_ptr<int64_t>();
-  args.least = static_cast<uint32_t>(std::min(least, most));
-  args.scale = least > most ? 0.0f : static_cast<float>(1 / (1 - p));  // or none survives
   return args;
 }
 

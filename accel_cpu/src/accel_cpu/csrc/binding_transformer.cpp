@@ -2,22 +2,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <optional>
-#include <vector>
 
 #include "binding.h"
+#include "binding_attention.h"
 #include "binding_rows.h"
 #include "binding_softmax.h"
 
 namespace accel_cpu {
 namespace {
-
-// Reads x, [..., heads, width], as it lies where its leading dimensions collapse into rows, else
-// copies it; `x` keeps the copy alive.
-Heads heads_of(at::Tensor& x) {
-  if (!has_unit_stride(x) || !collapsed_stride(x, 2)) x = x.contiguous();
-  return {x.const_data_ptr(), *collapsed_stride(x, 2), x.stride(-2)};
-}
 
 void check_turns(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x,
                  int64_t r) {
@@ -83,94 +75,6 @@ at::Tensor embedding_native(const at::Tensor& ids, const at::Tensor& w) {
   return out;
 }
 
-void check_attention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const at::Tensor& spans) {
-  TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3, op,
-              ": q, k and v must be [M, H, D], [N, G, D] and [N, G, E], but have the shapes ",
-              q.sizes(), ", ", k.sizes(), " and ", v.sizes());
-  TORCH_CHECK(k.size(2) == q.size(2), op, ": k has shape ", k.sizes(), "; beside q of shape ",
-              q.sizes(), " its heads must have D = ", q.size(2), " elements");
-  TORCH_CHECK(v.size(0) == k.size(0) && v.size(1) == k.size(1), op, ": v has shape ", v.sizes(),
-              "; beside k of shape ", k.sizes(), " it must be [", k.size(0), ", ", k.size(1),
-              ", E]");
-  TORCH_CHECK(k.size(1) > 0 && q.size(1) % k.size(1) == 0, op, ": q has H = ", q.size(1),
-              " heads; they must be a multiple of the G = ", k.size(1), " heads of k");
-  TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(), op,
-              ": k is ", k.scalar_type(), " and v is ", v.scalar_type(),
-              "; they must have the dtype of q, ", q.scalar_type());
-  TORCH_CHECK(spans.dim() == 2 && spans.size(1) == 4 && spans.scalar_type() == at::kLong, op,
-              ": spans must be [B, 4] and Long, but has shape ", spans.sizes(), " and is ",
-              spans.scalar_type());
-}
-
-// The rows of `spans`, after a look at each: they must lie within M queries and N keys, and no two
-// may hold the same query.
-std::vector<Span> spans_of(const char* op, const at::Tensor& spans, int64_t m, int64_t n) {
-  const at::Tensor rows = spans.contiguous();
-  const int64_t* p = rows.const_data_ptr<int64_t>();
-  std::vector<Span> out;
-  std::vector<bool> taken(m);
-  for (int64_t i = 0; i < rows.size(0); ++i, p += 4) {
-    const Span s{p[0], p[1], p[2], p[3]};
-    // Differences, as a sum could overflow.
-    const bool queries =
-        s.q_start >= 0 && s.q_len >= 0 && s.q_start <= m && s.q_len <= m - s.q_start;
-    const bool keys = s.k_start >= 0 && s.k_len >= 0 && s.k_start <= n && s.k_len <= n - s.k_start;
-    TORCH_CHECK_INDEX(queries && keys, op, ": span ", i, " is (q_start ", s.q_start, ", q_len ",
-                      s.q_len, ", k_start ", s.k_start, ", k_len ", s.k_len,
-                      "); it must lie within M = ", m, " queries and N = ", n, " keys");
-    for (int64_t q = s.q_start; q < s.q_start + s.q_len; ++q) {
-      TORCH_CHECK_INDEX(!taken[q], op, ": span ", i, " holds query ", q,
-                        ", which is an earlier span's; a query belongs to one sequence");
-      taken[q] = true;
-    }
-    out.push_back(s);
-  }
-  return out;
-}
-
-// Zeroes the rows of `out`, [M, ...], that are in no span.
-void zero_rest(at::Tensor& out, const std::vector<Span>& spans) {
-  std::vector<bool> taken(out.size(0));
-  for (const Span& s : spans) {
-    std::fill_n(taken.begin() + s.q_start, s.q_len, true);
-  }
-  const int64_t bytes = out.stride(0) * out.element_size();
-  char* data = static_cast<char*>(out.mutable_data_ptr());
-  for (int64_t i = 0; i < out.size(0); ++i) {
-    if (!taken[i]) std::memset(data + i * bytes, 0, bytes);
-  }
-}
-
-at::Tensor attention_native(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                            const at::Tensor& spans, bool causal, std::optional<double> scale) {
-  const char* op = "attention_native";
-  check_attention(op, q, k, v, spans);
-  AttentionArgs args;
-  args.dtype = dtype_of(op, "q", q.scalar_type());
-  const std::vector<Span> checked = spans_of(op, spans, q.size(0), k.size(0));
-  at::Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
-  if (out.numel() == 0) return out;
-  zero_rest(out, checked);
-
-  at::Tensor queries = q, keys = k, values = v;
-  args.q = heads_of(queries);
-  args.k = heads_of(keys);
-  args.v = heads_of(values);
-  args.spans = checked.data();
-  args.span_count = static_cast<int64_t>(checked.size());
-  args.out = out.mutable_data_ptr();
-  args.h = q.size(1);
-  args.g = k.size(1);
-  args.d = q.size(2);
-  args.e = v.size(2);
-  args.causal = causal;
-  const double root = std::sqrt(static_cast<double>(std::max<int64_t>(args.d, 1)));
-  args.scale = static_cast<float>(scale.value_or(1 / root));
-  attention(args, at::get_num_threads());
-  return out;
-}
-
 TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   m.def("rms_norm_native(Tensor x, Tensor? w=None, float eps=1e-06) -> Tensor", tags);
@@ -207,8 +111,9 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
   m.def("rotary_native(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor", tags);
   m.def("embedding_native(Tensor ids, Tensor w) -> Tensor", tags);
   m.def(
-      "attention_native(Tensor q, Tensor k, Tensor v, Tensor spans, bool causal=True, "
-      "float? scale=None) -> Tensor",
+      "attention_native(Tensor q, Tensor k, Tensor v, Tensor spans, Tensor? mask=None, "
+      "Tensor? slopes=None, Tensor? seed=None, bool causal=True, float? scale=None, "
+      "int? window=None, float? softcap=None, float dropout=0.0) -> Tensor",
       tags);
 }
 

@@ -74,16 +74,30 @@ struct Span {
   int64_t q_start, q_len, k_start, k_len;
 };
 
+// What is added to scores: for a span, a head and a query a row of its keys, of unit stride. A
+// stride is 0 where one serves all.
+struct ScoreMask {
+  const void* data = nullptr;
+  int64_t span = 0, head = 0, query = 0;
+};
+
+constexpr int64_t kNoWindow = INT64_MAX / 2;  // added to any key's number it does not overflow
+
 struct AttentionArgs {
-  Heads q;                      // [m, h, d]
-  Heads k;                      // [n, g, d]
-  Heads v;                      // [n, g, e]
-  const Span* spans = nullptr;  // [span_count], of disjoint queries
-  void* out = nullptr;          // [m, h, e], contiguous; only the queries of spans are written
+  Heads q;                        // [m, h, d]
+  Heads k;                        // [n, g, d]
+  Heads v;                        // [n, g, e]
+  const Span* spans = nullptr;    // [span_count], of disjoint queries
+  void* out = nullptr;            // [m, h, e], contiguous; only the queries of spans are written
   int64_t span_count = 0;
   int64_t h = 0, g = 0, d = 0, e = 0;
   float scale = 1;
+  float softcap = 0;              // none
+  ScoreMask mask;                 // of dtype, with any
+  const float* slopes = nullptr;  // [h], with any: of the distance between query and key
   bool causal = true;
+  int64_t window = kNoWindow;     // keys this far away are not seen, nor farther ones
+  Dropout dropout;                // of the weights: row (span * h + head) * 2^32 + query, column key
   DType dtype = DType::f32;
 };
 

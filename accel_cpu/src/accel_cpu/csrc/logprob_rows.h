@@ -15,23 +15,6 @@ namespace {
 // Elements summed before they are added to the others: a vocabulary in one chain would lose digits.
 constexpr int64_t kRun = 1024;
 
-// Within 1.31 ulp of tanh(a). Near zero, where 1 - 2 / (e^2a + 1) cancels, an odd polynomial
-// (Cephes).
-inline Vec tanh(Vec a) {
-  const Vec square = mul(a, a);
-  Vec p = broadcast(-5.70498872745e-3f);
-  p = madd(p, square, broadcast(2.06390887954e-2f));
-  p = madd(p, square, broadcast(-5.37397155531e-2f));
-  p = madd(p, square, broadcast(1.33314422036e-1f));
-  p = madd(p, square, broadcast(-3.33332819422e-1f));
-  const Vec near = madd(mul(p, square), a, a);
-  const Vec one = broadcast(1.0f);
-  const Vec sign = where_less(a, zero(), broadcast(-1.0f), one);
-  const Vec e = exp(mul(mul(broadcast(2.0f), sign), a));  // of 2 |a|
-  const Vec far = mul(sign, sub(one, div(broadcast(2.0f), add(e, one))));
-  return where_less(square, broadcast(0.390625f), near, far);
-}
-
 // The logits from z + i on, scaled, capped and tempered. A step that changes nothing is left out.
 // Lanes past the end of a row count as probability 0.
 template <class T, class... N>

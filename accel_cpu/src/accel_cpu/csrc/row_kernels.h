@@ -62,6 +62,14 @@ struct BiasActBackwardArgs {
   DType dtype = DType::f32;
 };
 
+// Which elements dropout leaves, by bits of a seed, of the number of a row and of a column.
+struct Dropout {
+  bool drops = false;
+  int64_t seed = 0;
+  uint32_t least = 0;  // the 32 bits of a survivor, as a whole number
+  float scale = 1;     // of survivors
+};
+
 struct DropoutAddArgs {
   Matrix x;                       // [m, k]
   Matrix residual;                // [m, k], with any: added
@@ -70,10 +78,7 @@ struct DropoutAddArgs {
   void* out = nullptr;            // [m, k], contiguous; none, if sums is all that is asked for
   void* sums = nullptr;           // [k], with any: what survives of all rows, added
   int64_t m = 0, k = 0;
-  bool drops = false;
-  int64_t seed = 0;
-  uint32_t least = 0;  // the 32 bits of a survivor, as a whole number
-  float scale = 1;     // of survivors
+  Dropout dropout;
   DType dtype = DType::f32;
 };
 
