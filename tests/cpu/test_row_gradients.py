@@ -19,6 +19,7 @@ from accel_cpu.builders import LIBRARY, TilingBuilder, TransformerBuilder
 
 OPS = (
     "rms_norm", "layer_norm", "add_norm", "bias_act", "dropout_add", "softmax", "rotary", "logprob",
+    "attention",
 )  # fmt: skip
 NATIVE = ";".join(f"{op}=accel_cpu.native" for op in OPS)
 ROWS = 131

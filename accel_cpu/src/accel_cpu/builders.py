@@ -23,7 +23,7 @@ from accel import (
     Source,
 )
 from accel.op_builder import Shapes
-from accel_cpu import gradients, logprob_gradient, onednn, row_gradients
+from accel_cpu import attention_gradient, gradients, logprob_gradient, onednn, row_gradients
 from accel_cpu.peers import OF_LINEAR
 
 _CSRC = Path(__file__).parent / "csrc"
@@ -158,6 +158,8 @@ class TransformerBuilder(_Native):
 
     def load(self, impl: Impl) -> Callable[..., Any]:
         kernel = super().load(impl)
+        if impl.op == "attention":
+            return Kernel(kernel, forward=partial(attention_gradient.attention, kernel))
         if impl.op == "softmax":
             return Kernel(kernel, forward=partial(row_gradients.softmax, kernel))
         backward = _ROW_GRADIENTS.get(impl.op)

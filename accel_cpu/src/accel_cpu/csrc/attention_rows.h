@@ -177,7 +177,11 @@ void take_keys(const AttentionRows& rows, const AttentionTiles& tiles, Attention
       float* s = weights.of_key[r];
       if (adjusted) adjust(rows, m + r, first, seen, s);
       weights.factor[r] = weigh(s, seen.to, scale, row[m + r]);
-      if (args.dropout.drops) drop(rows, m + r, first, seen.to, s);
+      if (args.dropout.drops) {
+        float left[kAttentionKeys];
+        find_left(rows, m + r, first, left);
+        keep(left, s, seen.to);
+      }
     }
     for (int r = 0; r < tile; r += kValueRows) {
       const int values = static_cast<int>(smaller(tile - r, kValueRows));
@@ -187,17 +191,19 @@ void take_keys(const AttentionRows& rows, const AttentionTiles& tiles, Attention
 }
 
 // Divides the values of a row that sees keys by the sum of its weights; 0 where a mask hides all.
-inline void normalize(const AttentionRow& row, bool masked, float* sums, int64_t e) {
+// Returns the log of the sum of exp(score), for which no number serves where there is none.
+inline float normalize(const AttentionRow& row, bool masked, float* sums, int64_t e) {
   const Vec lanes[4] = {row.weights, zero(), zero(), zero()};
   float total[4];
   reduce4(lanes, total);
   if (masked && total[0] == 0) {
     __builtin_memset(sums, 0, e * sizeof(float));
-    return;
+    return INFINITY;
   }
   for_each_vector(e, [&](int64_t i, auto... n) {
     store(sums + i, div(load(sums + i, n...), broadcast(total[0])), n...);
   });
+  return row.top + ::logf(total[0]);
 }
 
 template <class T>
@@ -238,7 +244,9 @@ void attention_block(const AttentionArgs& args, const AttentionBlock& block,
 
   for (int64_t r = 0; r < count; ++r) {
     float* sums = scratch.out + r * args.e;
-    if (!row[r].seen.empty()) normalize(row[r], args.mask.data != nullptr, sums, args.e);
+    float log_sum = INFINITY;
+    if (!row[r].seen.empty()) log_sum = normalize(row[r], args.mask.data, sums, args.e);
+    if (args.log_sums) args.log_sums[rows.place(r)] = log_sum;
     round_to(static_cast<T*>(args.out) + rows.place(r) * args.e, sums, args.e);
   }
 }

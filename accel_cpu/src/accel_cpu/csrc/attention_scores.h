@@ -82,9 +82,9 @@ inline bool adjusts(const AttentionArgs& args) {
 }
 
 // Makes scores of row r of its products with the keys from `first` on, of which it sees `seen`;
-// -inf before those.
+// -inf before those. Where they are capped, `slopes` gets the derivative of that, if it is there.
 [[gnu::noinline]] void adjust(const AttentionRows& rows, int64_t r, int64_t first, KeyRange seen,
-                              float* s) {
+                              float* s, float* slopes = nullptr) {
   const AttentionArgs& args = rows.args;
   for (int64_t i = 0; i < seen.to; i += kLanes) {
     store(s + i, mul(load(s + i), broadcast(args.scale)));
@@ -92,7 +92,9 @@ inline bool adjusts(const AttentionArgs& args) {
   if (args.softcap != 0) {
     const Vec cap = broadcast(args.softcap);
     for (int64_t i = 0; i < seen.to; i += kLanes) {
-      store(s + i, mul(cap, tanh(div(load(s + i), cap))));
+      const Vec t = tanh(div(load(s + i), cap));
+      store(s + i, mul(cap, t));
+      if (slopes) store(slopes + i, sub(broadcast(1.0f), mul(t, t)));
     }
   }
   if (args.mask.data) add_mask(rows, r, first, s, seen.to);
@@ -107,13 +109,11 @@ inline bool adjusts(const AttentionArgs& args) {
   for (int64_t i = 0; i < seen.from; ++i) s[i] = -INFINITY;
 }
 
-// Of the weights of row r for the keys from `first` on, what dropout leaves.
-[[gnu::noinline]] void drop(const AttentionRows& rows, int64_t r, int64_t first, int64_t keys,
-                            float* weights) {
+// What dropout leaves of the probabilities of row r for the keys from `first` on: the scale, or 0.
+[[gnu::noinline]] void find_left(const AttentionRows& rows, int64_t r, int64_t first,
+                                 float (&left)[kAttentionKeys]) {
   const int64_t stream = (rows.number * rows.args.h + rows.head(r)) << 32;
-  float left[kAttentionKeys];
-  survivors(rows.args.dropout, stream + rows.query(r), first, keys, left);
-  keep(left, weights, keys);
+  survivors(rows.args.dropout, stream + rows.query(r), first, kAttentionKeys, left);
 }
 
 }  // namespace

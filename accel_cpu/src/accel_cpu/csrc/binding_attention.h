@@ -2,10 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <optional>
+#include <tuple>
+#include <utility>
 #include <vector>
+
+#include <ATen/ops/zeros.h>
 
 #include "binding_rows.h"
 
@@ -108,41 +113,110 @@ ScoreMask mask_of(OptionalTensor& mask) {
   return {mask->const_data_ptr(), stride(0), stride(1), stride(2)};
 }
 
-at::Tensor attention_native(at::Tensor q, at::Tensor k, at::Tensor v, const at::Tensor& spans,
-                            OptionalTensor mask, OptionalTensor slopes, const OptionalTensor& seed,
-                            bool causal, std::optional<double> scale,
-                            std::optional<int64_t> window, std::optional<double> softcap,
-                            double dropout) {
-  const char* op = "attention_native";
-  check_attention(op, q, k, v, spans);
-  check_scores(op, q, spans, mask, slopes, window, softcap);
+// The arguments of attention as a kernel takes them, and what they point to. Checked.
+struct Attention {
+  at::Tensor q, k, v;
+  OptionalTensor mask, slopes;
+  std::vector<Span> spans;
   AttentionArgs args;
-  args.dtype = dtype_of(op, "q", q.scalar_type());
-  args.dropout = dropout_of(op, seed, dropout);
-  const std::vector<Span> checked = spans_of(op, spans, q.size(0), k.size(0), mask);
-  at::Tensor out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
-  if (out.numel() == 0) return out;
-  zero_rest(out, checked);
 
-  args.h = q.size(1);
-  args.g = k.size(1);
-  args.d = q.size(2);
-  args.e = v.size(2);
-  args.q = heads_of(q);
-  args.k = heads_of(k);
-  args.v = heads_of(v);
-  args.spans = checked.data();
-  args.span_count = static_cast<int64_t>(checked.size());
-  args.out = out.mutable_data_ptr();
-  const double root = std::sqrt(static_cast<double>(std::max<int64_t>(args.d, 1)));
-  args.scale = static_cast<float>(scale.value_or(1 / root));
-  args.softcap = static_cast<float>(softcap.value_or(0));
-  args.mask = mask_of(mask);
-  args.slopes = static_cast<const float*>(vector_of(slopes));
-  args.causal = causal;
-  args.window = std::min(window.value_or(kNoWindow), kNoWindow);
-  attention(args, at::get_num_threads());
+  Attention(const char* op, const at::Tensor& queries, const at::Tensor& keys,
+            const at::Tensor& values, const at::Tensor& table, const OptionalTensor& added,
+            const OptionalTensor& slope, const OptionalTensor& seed, bool causal,
+            std::optional<double> scale, std::optional<int64_t> window,
+            std::optional<double> softcap, double dropout)
+      : q(queries), k(keys), v(values), mask(added), slopes(slope) {
+    check_attention(op, q, k, v, table);
+    check_scores(op, q, table, mask, slopes, window, softcap);
+    args.dtype = dtype_of(op, "q", q.scalar_type());
+    args.dropout = dropout_of(op, seed, dropout);
+    spans = spans_of(op, table, q.size(0), k.size(0), mask);
+    args.spans = spans.data();
+    args.span_count = static_cast<int64_t>(spans.size());
+    args.h = q.size(1);
+    args.g = k.size(1);
+    args.d = q.size(2);
+    args.e = v.size(2);
+    args.q = heads_of(q);
+    args.k = heads_of(k);
+    args.v = heads_of(v);
+    const double root = std::sqrt(static_cast<double>(std::max<int64_t>(args.d, 1)));
+    args.scale = static_cast<float>(scale.value_or(1 / root));
+    args.softcap = static_cast<float>(softcap.value_or(0));
+    args.mask = mask_of(mask);
+    args.slopes = static_cast<const float*>(vector_of(slopes));
+    args.causal = causal;
+    args.window = std::min(window.value_or(kNoWindow), kNoWindow);
+  }
+};
+
+// With `log_sums`, which is zeros, those of the rows too.
+at::Tensor attended(Attention of, const at::Tensor& log_sums) {
+  at::Tensor out = at::empty({of.q.size(0), of.args.h, of.args.e}, of.q.options());
+  if (out.numel() == 0) return out;
+  zero_rest(out, of.spans);
+  of.args.out = out.mutable_data_ptr();
+  of.args.log_sums = static_cast<float*>(data_of(log_sums));
+  attention(of.args, at::get_num_threads());
   return out;
+}
+
+at::Tensor attention_native(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                            const at::Tensor& spans, const OptionalTensor& mask,
+                            const OptionalTensor& slopes, const OptionalTensor& seed, bool causal,
+                            std::optional<double> scale, std::optional<int64_t> window,
+                            std::optional<double> softcap, double dropout) {
+  return attended({"attention_native", q, k, v, spans, mask, slopes, seed, causal, scale, window,
+                   softcap, dropout}, {});
+}
+
+// The result, and of each query and head the log of the sum of exp(score).
+std::tuple<at::Tensor, at::Tensor> attention_recorded(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& spans,
+    const OptionalTensor& mask, const OptionalTensor& slopes, const OptionalTensor& seed,
+    bool causal, std::optional<double> scale, std::optional<int64_t> window,
+    std::optional<double> softcap, double dropout) {
+  Attention of("attention_recorded", q, k, v, spans, mask, slopes, seed, causal, scale, window,
+               softcap, dropout);
+  const at::Tensor log_sums = at::zeros({q.size(0), q.size(1)}, q.options().dtype(at::kFloat));
+  return {attended(std::move(of), log_sums), log_sums};
+}
+
+Gradients attention_gradients(at::Tensor grad, at::Tensor out, const at::Tensor& log_sums,
+                              std::array<bool, 3> needs, const at::Tensor& q, const at::Tensor& k,
+                              const at::Tensor& v, const at::Tensor& spans,
+                              const OptionalTensor& mask, const OptionalTensor& slopes,
+                              const OptionalTensor& seed, bool causal, std::optional<double> scale,
+                              std::optional<int64_t> window, std::optional<double> softcap,
+                              double dropout) {
+  const char* op = "attention_gradients";
+  Attention of(op, q, k, v, spans, mask, slopes, seed, causal, scale, window, softcap, dropout);
+  const at::IntArrayRef rows = q.sizes().slice(0, 2);
+  check_operand(op, "grad", grad, q, {rows[0], rows[1], v.size(2)});
+  check_operand(op, "out", out, q, grad.sizes());
+  TORCH_CHECK(log_sums.sizes() == rows && log_sums.scalar_type() == at::kFloat, op,
+              ": log_sums must be Float of shape ", rows, ", but is ", log_sums.scalar_type(),
+              " of shape ", log_sums.sizes());
+  const auto zeros = [](const at::Tensor& t, bool need) {
+    return need ? at::zeros(t.sizes(), t.options().dtype(at::kFloat)) : at::Tensor();
+  };
+  const at::Tensor dq = zeros(q, needs[0]), dk = zeros(k, needs[1]), dv = zeros(v, needs[2]);
+  if (grad.numel() > 0) {
+    const at::Tensor sums = log_sums.contiguous();
+    AttentionBackwardArgs args;
+    args.of = of.args;
+    args.grad = heads_of(grad);
+    args.out = heads_of(out);
+    args.log_sums = sums.const_data_ptr<float>();
+    args.dq = static_cast<float*>(data_of(dq));
+    args.dk = static_cast<float*>(data_of(dk));
+    args.dv = static_cast<float*>(data_of(dv));
+    attention_backward(args, at::get_num_threads());
+  }
+  const auto rounded = [&](const at::Tensor& t) {
+    return t.defined() ? t.to(q.scalar_type()) : t;
+  };
+  return {rounded(dq), rounded(dk), rounded(dv)};
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The torch side of the ops of a transformer other than its products.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <string>
 
 #include "binding.h"
 #include "binding_attention.h"
@@ -110,11 +110,14 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
       tags);
   m.def("rotary_native(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor", tags);
   m.def("embedding_native(Tensor ids, Tensor w) -> Tensor", tags);
-  m.def(
-      "attention_native(Tensor q, Tensor k, Tensor v, Tensor spans, Tensor? mask=None, "
-      "Tensor? slopes=None, Tensor? seed=None, bool causal=True, float? scale=None, "
-      "int? window=None, float? softcap=None, float dropout=0.0) -> Tensor",
-      tags);
+  const std::string attention =
+      "Tensor q, Tensor k, Tensor v, Tensor spans, Tensor? mask=None, Tensor? slopes=None, "
+      "Tensor? seed=None, bool causal=True, float? scale=None, int? window=None, "
+      "float? softcap=None, float dropout=0.0)";
+  m.def(("attention_native(" + attention + " -> Tensor").c_str(), tags);
+  m.def(("attention_recorded(" + attention + " -> (Tensor, Tensor)").c_str(), tags);
+  m.def(("attention_gradients(Tensor grad, Tensor out, Tensor log_sums, bool[3] needs, " +
+         attention + " -> (Tensor, Tensor, Tensor)").c_str(), tags);
 }
 
 TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
@@ -132,6 +135,8 @@ TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
   m.impl("rotary_native", TORCH_FN(rotary_native));
   m.impl("embedding_native", TORCH_FN(embedding_native));
   m.impl("attention_native", TORCH_FN(attention_native));
+  m.impl("attention_recorded", TORCH_FN(attention_recorded));
+  m.impl("attention_gradients", TORCH_FN(attention_gradients));
 }
 
 }  // namespace

@@ -89,6 +89,7 @@ struct AttentionArgs {
   Heads v;                        // [n, g, e]
   const Span* spans = nullptr;    // [span_count], of disjoint queries
   void* out = nullptr;            // [m, h, e], contiguous; only the queries of spans are written
+  float* log_sums = nullptr;      // [m, h], with any: log of the sum of exp(score); +inf of none
   int64_t span_count = 0;
   int64_t h = 0, g = 0, d = 0, e = 0;
   float scale = 1;
@@ -99,6 +100,16 @@ struct AttentionArgs {
   int64_t window = kNoWindow;     // keys this far away are not seen, nor farther ones
   Dropout dropout;                // of the weights: row (span * h + head) * 2^32 + query, column key
   DType dtype = DType::f32;
+};
+
+// Gradients are added to zeros: of the keys of several spans there are several.
+struct AttentionBackwardArgs {
+  AttentionArgs of;                 // without its results
+  Heads grad, out;                  // [m, h, e]
+  const float* log_sums = nullptr;  // [m, h]
+  float* dq = nullptr;              // [m, h, d], contiguous, or none
+  float* dk = nullptr;              // [n, g, d], contiguous, or none
+  float* dv = nullptr;              // [n, g, e], contiguous, or none
 };
 
 // Rows [r0, r1) of a span beside one kv head: with h / g heads to a kv head, row r is query
@@ -117,6 +128,16 @@ struct AttentionScratch {
   float* out;  // [kAttentionRows, e]
   float* k;    // [kAttentionKeys, d], d likewise; aligned to 64 bytes, as q is
   float* v;    // [kAttentionKeys, e]
+};
+
+// The gradients' blocks are square, of kAttentionKeys rows and columns; a tile may write more rows.
+constexpr int64_t kAttentionSquare = (kAttentionKeys + 8) * kAttentionKeys;
+
+// What a thread works in: squares, of which a head takes as many as it needs, and a number a row.
+struct AttentionBackwardScratch {
+  float *q, *dy, *k, *k_turned, *v_turned, *dk, *dv;
+  float *p, *p_turned, *ds, *ds_turned, *found;  // one each
+  float* means;                                  // [rows of a span beside one kv head]
 };
 
 // A block of the output: rows [m0, m1), columns [n0, n1).
@@ -148,6 +169,9 @@ struct Kernels {
   void (*linear[kDTypes])(const LinearArgs&, const Block&, const LinearScratch&);
   void (*rotary[kDTypes])(const RotaryArgs&, int64_t m0, int64_t m1);
   void (*attention[kDTypes])(const AttentionArgs&, const AttentionBlock&, const AttentionScratch&);
+  // Of all rows of a span beside one kv head.
+  void (*attention_backward)(const AttentionBackwardArgs&, int64_t span, int64_t kv_head,
+                             const AttentionBackwardScratch&);
   RowKernels rows;
 };
 
@@ -178,5 +202,6 @@ void linear(const LinearArgs& args, int threads);
 void rotary(const RotaryArgs& args, int threads);
 void embedding(const EmbeddingArgs& args, int threads);
 void attention(const AttentionArgs& args, int threads);
+void attention_backward(const AttentionBackwardArgs& args, int threads);
 
 }  // namespace accel_cpu

@@ -25,7 +25,7 @@ constexpr int tile_vectors(int rows) {
 }
 
 // How rows are cut into tiles: evenly, as the last tile takes as long as the others.
-inline int tile_rows(int64_t rows) {
+constexpr int tile_rows(int64_t rows) {
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   return static_cast<int>((rows + tiles - 1) / tiles);
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
@@ -92,6 +94,41 @@ AttentionScratch attention_scratch(int64_t d, int64_t e) {
   return {q, out, k, out + kAttentionRows * e};
 }
 
+AttentionBackwardScratch attention_backward_scratch(int64_t d, int64_t e, int64_t rows) {
+  const auto count_of = [](int64_t width) {
+    return std::max<int64_t>(ceil_div(width, kAttentionKeys), 1);
+  };
+  const int64_t of_d = count_of(d), of_e = count_of(e);
+  float* next = scratch((4 * of_d + 3 * of_e + 5) * kAttentionSquare + rows);
+  const auto squares = [&](int64_t count) {
+    return std::exchange(next, next + count * kAttentionSquare);
+  };
+  AttentionBackwardScratch of;
+  for (float** one : {&of.q, &of.k, &of.k_turned, &of.dk}) *one = squares(of_d);
+  for (float** one : {&of.dy, &of.v_turned, &of.dv}) *one = squares(of_e);
+  for (float** one : {&of.p, &of.p_turned, &of.ds, &of.ds_turned, &of.found}) *one = squares(1);
+  of.means = next;
+  return of;
+}
+
+// The spans by number, those whose keys overlap together: their gradients are one thread's to add.
+std::vector<std::vector<int64_t>> sharing_keys(const AttentionArgs& args) {
+  std::vector<int64_t> order(args.span_count);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return args.spans[a].k_start < args.spans[b].k_start;
+  });
+  std::vector<std::vector<int64_t>> found;
+  int64_t end = 0;  // of the keys of the last of them
+  for (const int64_t number : order) {
+    const Span& span = args.spans[number];
+    if (found.empty() || span.k_start >= end) found.emplace_back();
+    found.back().push_back(number);
+    end = std::max(end, span.k_start + span.k_len);
+  }
+  return found;
+}
+
 LinearScratch linear_scratch(const LinearArgs& args, const Cut& cut) {
   const int64_t stride = cut.columns + kTileColumns;
   const int64_t of_w = (many_rows(args) ? cut.columns + kTileColumns : kTileColumns) * kMaxSlice;
@@ -172,6 +209,25 @@ void attention(const AttentionArgs& args, int threads) {
   const int64_t count = static_cast<int64_t>(blocks.size());
 #pragma omp parallel for schedule(dynamic) if (threads > 1)
   for (int64_t i = 0; i < count; ++i) run(args, blocks[i], attention_scratch(args.d, args.e));
+}
+
+void attention_backward(const AttentionBackwardArgs& args, int threads) {
+  const auto run = kernels().attention_backward;
+  const AttentionArgs& of = args.of;
+  int64_t work = 0, most_rows = 0;
+  for (int64_t s = 0; s < of.span_count; ++s) {
+    const int64_t rows = of.spans[s].q_len * (of.h / of.g);
+    work += rows * of.g * of.spans[s].k_len * (of.d + of.e);
+    most_rows = std::max(most_rows, rows);
+  }
+  if (work < kAttentionGrain) threads = 1;
+  const std::vector<std::vector<int64_t>> together = sharing_keys(of);
+  const int64_t count = static_cast<int64_t>(together.size()) * of.g;
+#pragma omp parallel for schedule(dynamic) if (threads > 1)
+  for (int64_t i = 0; i < count; ++i) {
+    const AttentionBackwardScratch scratch = attention_backward_scratch(of.d, of.e, most_rows);
+    for (const int64_t span : together[i / of.g]) run(args, span, i % of.g, scratch);
+  }
 }
 
 }  // namespace accel_cpu

@@ -1,5 +1,6 @@
 #include "vec_scalar.h"  // first: the others are written over its vectors
 
+#include "attention_backward.h"
 #include "attention_rows.h"
 #include "linear_part.h"
 #include "rotary_rows.h"
@@ -12,6 +13,7 @@ const Kernels kScalarKernels = {
     {linear_part<Widened<float>>, linear_part<Widened<bf16>>, linear_part<Widened<f16>>},
     {rotary_rows<float>, rotary_rows<bf16>, rotary_rows<f16>},
     {attention_block<float>, attention_block<bf16>, attention_block<f16>},
+    attention_backward_of,
     kRowKernels,
 };
 
