@@ -83,6 +83,16 @@ def test_threads_change_no_bit(spans, dtype):
     assert all(map(same_bits, *found))
 
 
+def test_one_sequence_s_one_head_of_keys_is_shared_by_the_threads_to_the_same_bits():
+    q, k, v = (randn(700, heads, 24, seed=heads) for heads in (3, 1, 1))
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(gradients(q, k, v, torch.tensor([[0, 700, 0, 700]]), window=400))
+    assert all(map(same_bits, found[0], found[1]))
+    assert all(map(same_bits, found[0], found[2]))
+
+
 @pytest.mark.parametrize("name", ["plain", "window", "slopes", "softcap"])
 def test_a_query_s_gradient_is_that_of_its_decode_step(name):
     asked = OPTIONS[name]

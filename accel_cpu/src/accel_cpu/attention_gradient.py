@@ -22,8 +22,6 @@ def attention(
     return y, (y, log_sums), _backward
 
 
-def _backward(
-    grad: Tensor, needs: Sequence[bool], *args: Any, kept: Sequence[Tensor]
-) -> Gradients:
+def _backward(grad: Tensor, needs: Sequence[bool], *args: Any, kept: Sequence[Tensor]) -> Gradients:
     gradients = torch.ops.accel_cpu_kernels.attention_gradients
     return *gradients(grad, *kept, needs[:3], *args), *[None] * (len(args) - 3)

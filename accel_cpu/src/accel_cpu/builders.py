@@ -35,7 +35,9 @@ _X86 = {
     "avx512.cpp": _AVX512,
     "avx512_bf16.cpp": (*_AVX512, "-mavx512bf16"),
 }
-_ANY = ("dispatch.cpp", "parallel.cpp", "parallel_rows.cpp", "scalar.cpp")
+_ANY = (
+    "dispatch.cpp", "parallel.cpp", "parallel_attention.cpp", "parallel_rows.cpp", "scalar.cpp",
+)  # fmt: skip
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 LIBRARY = NativeLibrary(

@@ -1,9 +1,9 @@
 // The gradients of attention's queries, keys and values on one thread, written over the vectors of
 // the vec_*.h included before it (Dao 2023, FlashAttention-2).
 //
-// The rows of a span beside one kv head pass by a block of its keys, a block of them after the
-// other. Of each pair of blocks the scores are computed again, and of them, with the logs of the
-// sums that the forward kept, probabilities p; with dp = dy v^T,
+// Of the rows of a span beside one kv head, kAttentionPart at a time, a block after the other
+// passes by each block of keys. Of a pair of blocks the scores are computed again, and of them,
+// with the logs of the sums that the forward kept, probabilities p; with dp = dy v^T,
 //
 //     dv += p^T dy      ds = p (dp - mean)      dq += ds k      dk += ds^T q
 //
@@ -79,17 +79,33 @@ void for_squares(int64_t width, F f) {
   } while (i < width);
 }
 
+// Elements of the squares that `width` elements take.
+inline int64_t squares(int64_t width) {
+  return width > kSide ? (width + kSide - 1) / kSide * kAttentionSquare : kAttentionSquare;
+}
+
 // A row of a head as the r-th of its squares, in fp32.
-void spread(DType dtype, const Heads& heads, int64_t row, int64_t head, int64_t width, int64_t r,
-            float* squares) {
-  const int64_t at = row * heads.row + head * heads.head;
+template <class T>
+void spread(const Heads& heads, int64_t row, int64_t head, int64_t width, int64_t r, float* out) {
+  const T* from = row_in<T>(heads, row, head);
   for_squares(width, [&](int64_t square, int64_t i, int64_t columns) {
-    float* out = squares + square + r * kSide;
-    switch (dtype) {
-      case DType::f32: return widen_to(out, static_cast<const float*>(heads.data) + at + i, columns);
-      case DType::bf16: return widen_to(out, static_cast<const bf16*>(heads.data) + at + i, columns);
-      case DType::f16: return widen_to(out, static_cast<const f16*>(heads.data) + at + i, columns);
-    }
+    widen_to(out + square + r * kSide, from + i, columns);
+  });
+}
+
+void spread(DType dtype, const Heads& heads, int64_t row, int64_t head, int64_t width, int64_t r,
+            float* out) {
+  switch (dtype) {
+    case DType::f32: return spread<float>(heads, row, head, width, r, out);
+    case DType::bf16: return spread<bf16>(heads, row, head, width, r, out);
+    case DType::f16: return spread<f16>(heads, row, head, width, r, out);
+  }
+}
+
+// Zeros as the r-th row of squares.
+void blank(int64_t width, int64_t r, float* out) {
+  for_squares(width, [&](int64_t square, int64_t, int64_t columns) {
+    __builtin_memset(out + square + r * kSide, 0, columns * sizeof(float));
   });
 }
 
@@ -100,89 +116,94 @@ void gather(const float* squares, int64_t r, int64_t width, float* total) {
   });
 }
 
-// The rows of a span beside one kv head and a block of its keys.
+// Some rows of a span beside one kv head, kSide at most, in fp32.
+struct RowBlock {
+  AttentionRows rows;
+  int64_t count;
+  float *q, *dy;  // squares
+  float* means;
+
+  bool see(int64_t first) const {  // any of the kSide keys from `first` on
+    return rows.seen(count - 1).to > first && rows.seen(0).from < first + kSide;
+  }
+};
+
+// The gradients of a span beside one kv head.
 struct AttentionGradient {
   const AttentionBackwardArgs& args;
+  const AttentionArgs& of;
   const AttentionBackwardScratch& scratch;
-  int64_t span, kv_head;
+  int64_t number, kv_head;
+  const Span& span;
 
-  const AttentionArgs& of() const { return args.of; }
-  const Span& keys() const { return of().spans[span]; }
-  AttentionRows rows_from(int64_t r0, int64_t r1) const {
-    return {of(), {span, kv_head, r0, r1}};
+  // Rows [r, r1), the b-th block of those at hand.
+  RowBlock rows_of(int64_t b, int64_t r, int64_t r1) const {
+    const int64_t count = smaller(kSide, r1 - r);
+    return {{of, {number, kv_head, r, r + count}}, count, scratch.q + b * squares(of.d),
+            scratch.dy + b * squares(of.e), scratch.means + b * kSide};
   }
+
   float log_sum(const AttentionRows& rows, int64_t r) const {
     return args.log_sums[rows.place(r)];
   }
 
-  void read_keys(int64_t first, int64_t count) const {
-    const int64_t start = keys().k_start + first;
-    for (int64_t i = 0; i < count; ++i) {
-      spread(of().dtype, of().k, start + i, kv_head, of().d, i, scratch.k);
-      spread(of().dtype, of().v, start + i, kv_head, of().e, i, scratch.dv);
-    }
-    for_squares(of().d, [&](int64_t at, int64_t, int64_t columns) {
-      turn(scratch.k + at, count, columns, scratch.k_turned + at);
-      __builtin_memset(scratch.dk + at, 0, kAttentionSquare * sizeof(float));
-    });
-    for_squares(of().e, [&](int64_t at, int64_t, int64_t columns) {
-      turn(scratch.dv + at, count, columns, scratch.v_turned + at);
-      __builtin_memset(scratch.dv + at, 0, kAttentionSquare * sizeof(float));
-    });
-  }
-
-  // Of rows that see nothing zeros: whatever is there, a NaN times 0 is one.
-  void read_rows(const AttentionRows& rows, int64_t count) const {
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t row = keys().q_start + rows.query(r), head = rows.head(r);
-      spread(of().dtype, of().q, row, head, of().d, r, scratch.q);
-      spread(of().dtype, args.grad, row, head, of().e, r, scratch.dy);
-      if (log_sum(rows, r) != INFINITY) continue;
-      const auto blank = [&](float* squares) {
-        return [=](int64_t at, int64_t, int64_t columns) {
-          __builtin_memset(squares + at + r * kSide, 0, columns * sizeof(float));
-        };
-      };
-      for_squares(of().d, blank(scratch.q));
-      for_squares(of().e, blank(scratch.dy));
-    }
-  }
-
-  // dy . y of each row.
-  void find_means(const AttentionRows& rows, int64_t count, float* out) const {
-    read_rows(rows, count);
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t row = keys().q_start + rows.query(r);
-      out[r] = 0;
-      if (log_sum(rows, r) == INFINITY) continue;
-      spread(of().dtype, args.out, row, rows.head(r), of().e, 0, scratch.dv);
-      for_squares(of().e, [&](int64_t at, int64_t, int64_t columns) {
-        const float *dy = scratch.dy + at + r * kSide, *y = scratch.dv + at;
-        out[r] += row_sum(columns, [=](Vec acc, int64_t i, auto... n) {
-          return madd(load(dy + i, n...), load(y + i, n...), acc);
+  // Rows that see nothing are zeros: whatever is there, a NaN times 0 is one.
+  void read_rows(const RowBlock& block) const {
+    for (int64_t r = 0; r < block.count; ++r) {
+      const int64_t row = span.q_start + block.rows.query(r), head = block.rows.head(r);
+      block.means[r] = 0;
+      if (log_sum(block.rows, r) == INFINITY) {
+        blank(of.d, r, block.q);
+        blank(of.e, r, block.dy);
+        continue;
+      }
+      float* y = scratch.dv;
+      spread(of.dtype, of.q, row, head, of.d, r, block.q);
+      spread(of.dtype, args.grad, row, head, of.e, r, block.dy);
+      spread(of.dtype, args.out, row, head, of.e, 0, y);
+      for_squares(of.e, [&](int64_t at, int64_t, int64_t columns) {
+        const float* dy = block.dy + at + r * kSide;
+        block.means[r] += row_sum(columns, [=](Vec acc, int64_t i, auto... n) {
+          return madd(load(dy + i, n...), load(y + at + i, n...), acc);
         });
       });
     }
   }
 
+  void read_keys(int64_t first, int64_t count) const {
+    const int64_t start = span.k_start + first;
+    float* v = scratch.dv;  // until they are turned
+    for (int64_t i = 0; i < count; ++i) {
+      spread(of.dtype, of.k, start + i, kv_head, of.d, i, scratch.k);
+      spread(of.dtype, of.v, start + i, kv_head, of.e, i, v);
+    }
+    for_squares(of.d, [&](int64_t at, int64_t, int64_t columns) {
+      turn(scratch.k + at, count, columns, scratch.k_turned + at);
+    });
+    for_squares(of.e, [&](int64_t at, int64_t, int64_t columns) {
+      turn(v + at, count, columns, scratch.v_turned + at);
+    });
+    __builtin_memset(scratch.dk, 0, squares(of.d) * sizeof(float));
+    __builtin_memset(scratch.dv, 0, squares(of.e) * sizeof(float));
+  }
+
   // Makes of row r's products with keys, s, what is left of their probabilities, and of those of
   // its gradient with values, dp, the gradient of the products.
-  void weigh_row(const AttentionRows& rows, int64_t r, int64_t first, float mean, float* s,
-                 float* dp) const {
-    const KeyRange seen = in_block(rows.seen(r), first);
+  void weigh_row(const RowBlock& block, int64_t r, int64_t first, float* s, float* dp) const {
+    const KeyRange seen = in_block(block.rows.seen(r), first);
     float slopes[kSide], left[kSide];
-    const bool adjusted = adjusts(of()), capped = of().softcap != 0, drops = of().dropout.drops;
-    if (adjusted && !seen.empty()) adjust(rows, r, first, seen, s, slopes);
-    if (drops) find_left(rows, r, first, left);
-    const Vec scale = broadcast(adjusted ? 1.0f : of().scale), whole = broadcast(of().scale);
-    const Vec log_sum = broadcast(this->log_sum(rows, r));
+    const bool adjusted = adjusts(of), capped = of.softcap != 0, drops = of.dropout.drops;
+    if (adjusted && !seen.empty()) adjust(block.rows, r, first, seen, s, slopes);
+    if (drops) find_left(block.rows, r, first, left);
+    const Vec scale = broadcast(of.scale), before = broadcast(adjusted ? 1.0f : of.scale);
+    const Vec total = broadcast(log_sum(block.rows, r)), mean = broadcast(block.means[r]);
     for (int64_t i = seen.from / kLanes * kLanes; i < seen.to; i += kLanes) {
-      const Vec p = exp(sub(mul(load(s + i), scale), log_sum));
+      const Vec p = exp(sub(mul(load(s + i), before), total));
       const Vec share = drops ? load(left + i) : broadcast(1.0f);
-      Vec dz = mul(p, sub(mul(load(dp + i), share), broadcast(mean)));
+      Vec dz = mul(p, sub(mul(load(dp + i), share), mean));
       if (capped) dz = mul(dz, load(slopes + i));
       store(s + i, mul(p, share));
-      store(dp + i, mul(dz, whole));
+      store(dp + i, mul(dz, scale));
     }
     const auto hide = [&](float* a) {
       __builtin_memset(a, 0, seen.from * sizeof(float));
@@ -192,72 +213,69 @@ struct AttentionGradient {
     hide(dp);
   }
 
-  void take_rows(const AttentionRows& rows, int64_t count, int64_t first, int64_t key_count,
-                 const float* means) const {
-    const auto& [q, dy, k, k_turned, v_turned, dk, dv, p, p_turned, ds, ds_turned, found, _] =
-        scratch;
-    read_rows(rows, count);
-    for_squares(of().d, [&](int64_t at, int64_t i, int64_t columns) {
-      multiply(q + at, k_turned + at, {count, key_count, columns}, i > 0, p);
+  // What the rows of a block and the `keys` keys from `first` on add to each other's gradients.
+  void take(const RowBlock& block, int64_t first, int64_t keys) const {
+    float *p = scratch.p, *ds = scratch.ds;
+    const int64_t rows = block.count;
+    for_squares(of.d, [&](int64_t at, int64_t i, int64_t steps) {
+      multiply(block.q + at, scratch.k_turned + at, {rows, keys, steps}, i > 0, p);
     });
-    for_squares(of().e, [&](int64_t at, int64_t i, int64_t columns) {
-      multiply(dy + at, v_turned + at, {count, key_count, columns}, i > 0, ds);
+    for_squares(of.e, [&](int64_t at, int64_t i, int64_t steps) {
+      multiply(block.dy + at, scratch.v_turned + at, {rows, keys, steps}, i > 0, ds);
     });
-    for (int64_t r = 0; r < count; ++r) {
-      weigh_row(rows, r, first, means[r], p + r * kSide, ds + r * kSide);
-    }
+    for (int64_t r = 0; r < rows; ++r) weigh_row(block, r, first, p + r * kSide, ds + r * kSide);
     if (args.dv) {
-      turn(p, count, key_count, p_turned);
-      for_squares(of().e, [&](int64_t at, int64_t, int64_t columns) {
-        multiply(p_turned, dy + at, {key_count, columns, count}, true, dv + at);
+      turn(p, rows, keys, scratch.p_turned);
+      for_squares(of.e, [&](int64_t at, int64_t, int64_t columns) {
+        multiply(scratch.p_turned, block.dy + at, {keys, columns, rows}, true, scratch.dv + at);
       });
     }
     if (args.dk) {
-      turn(ds, count, key_count, ds_turned);
-      for_squares(of().d, [&](int64_t at, int64_t, int64_t columns) {
-        multiply(ds_turned, q + at, {key_count, columns, count}, true, dk + at);
+      turn(ds, rows, keys, scratch.ds_turned);
+      for_squares(of.d, [&](int64_t at, int64_t, int64_t columns) {
+        multiply(scratch.ds_turned, block.q + at, {keys, columns, rows}, true, scratch.dk + at);
       });
     }
     if (!args.dq) return;
-    for_squares(of().d, [&](int64_t at, int64_t i, int64_t columns) {
-      multiply(ds, k + at, {count, columns, key_count}, false, found);
-      for (int64_t r = 0; r < count; ++r) {
-        add_in_place(args.dq + rows.place(r) * of().d + i, found + r * kSide, columns);
+    for_squares(of.d, [&](int64_t at, int64_t i, int64_t columns) {
+      multiply(ds, scratch.k + at, {rows, columns, keys}, false, scratch.found);
+      for (int64_t r = 0; r < rows; ++r) {
+        add_in_place(args.dq + block.rows.place(r) * of.d + i, scratch.found + r * kSide, columns);
       }
     });
   }
 
-  void write_keys(int64_t first, int64_t count) const {
+  void add_keys(int64_t first, int64_t count) const {
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t place = (keys().k_start + first + i) * of().g + kv_head;
-      if (args.dk) gather(scratch.dk, i, of().d, args.dk + place * of().d);
-      if (args.dv) gather(scratch.dv, i, of().e, args.dv + place * of().e);
+      const int64_t place = (span.k_start + first + i) * of.g + kv_head;
+      if (args.dk) gather(scratch.dk, i, of.d, args.dk + place * of.d);
+      if (args.dv) gather(scratch.dv, i, of.e, args.dv + place * of.e);
     }
   }
 };
 
-void attention_backward_of(const AttentionBackwardArgs& args, int64_t span, int64_t kv_head,
-                           const AttentionBackwardScratch& scratch) {
-  const AttentionGradient gradient = {args, scratch, span, kv_head};
-  const Span& of = args.of.spans[span];
-  const int64_t all = of.q_len * (args.of.h / args.of.g);
-  const auto for_rows = [&](auto f) {
-    for (int64_t r = 0; r < all; r += kSide) {
-      const int64_t count = smaller(kSide, all - r);
-      f(gradient.rows_from(r, r + count), count, scratch.means + r);
+void attention_backward_block(const AttentionBackwardArgs& args,
+                              const AttentionBackwardBlock& block,
+                              const AttentionBackwardScratch& scratch) {
+  const Span& span = args.of.spans[block.span];
+  const AttentionGradient gradient = {args, args.of, scratch, block.span, block.kv_head, span};
+  for (int64_t r0 = block.r0; r0 < block.r1; r0 += kAttentionPart) {
+    const int64_t r1 = smaller(block.r1, r0 + kAttentionPart);
+    const auto for_rows = [&](auto f) {
+      for (int64_t r = r0; r < r1; r += kSide) f(gradient.rows_of((r - r0) / kSide, r, r1));
+    };
+    for_rows([&](const RowBlock& rows) { gradient.read_rows(rows); });
+    for (int64_t first = block.k0; first < block.k1; first += kSide) {
+      const int64_t keys = smaller(kSide, block.k1 - first);
+      bool seen = false;
+      for_rows([&](const RowBlock& rows) { seen |= rows.see(first); });
+      if (!seen) continue;
+      gradient.read_keys(first, keys);
+      for_rows([&](const RowBlock& rows) {
+        if (rows.see(first)) gradient.take(rows, first, keys);
+      });
+      gradient.add_keys(first, keys);
     }
-  };
-  for_rows([&](const AttentionRows& rows, int64_t count, float* means) {
-    gradient.find_means(rows, count, means);
-  });
-  for (int64_t first = 0; first < of.k_len; first += kSide) {
-    const int64_t keys = smaller(kSide, of.k_len - first);
-    gradient.read_keys(first, keys);
-    for_rows([&](const AttentionRows& rows, int64_t count, const float* means) {
-      if (rows.seen(count - 1).to <= first || rows.seen(0).from >= first + kSide) return;
-      gradient.take_rows(rows, count, first, keys, means);
-    });
-    gradient.write_keys(first, keys);
   }
 }
 

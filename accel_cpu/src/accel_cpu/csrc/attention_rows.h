@@ -1,11 +1,12 @@
 // A block of attention on one thread, written over the vectors of the vec_*.h included before it.
 //
 // A row is one query in one head. It takes its keys in blocks of kAttentionKeys, counted from the
-// first key of its span, from the block of the first key it sees to the last key it sees. Of each block it sums the weights
-// exp(score - the largest score so far) and the weighted values, key after key; then it adds them
-// to what it has, scaled from the largest score until then to this one. A score is summed in an
-// order that d alone fixes. None of this depends on the rows under way beside it: a query has the
-// same bits in a prefill, in a decode step, and wherever its keys lie.
+// first key of its span: from the block of the first key it sees on, and no further than the last
+// it sees. Of each block it sums the weights exp(score - the largest score so far) and the weighted
+// values, key after key; then it adds them to what it has, scaled from the largest score until then
+// to this one. A score is summed in an order that d alone fixes. None of this depends on the rows
+// under way beside it: a query has the same bits in a prefill, in a decode step, and wherever its
+// keys lie.
 #pragma once
 
 #include "attention_scores.h"

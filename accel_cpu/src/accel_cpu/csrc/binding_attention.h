@@ -1,16 +1,15 @@
 // The torch side of attention. A part of binding_transformer.cpp, as binding_rows.h.
 #pragma once
 
+#include <ATen/ops/zeros.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
 #include <optional>
 #include <tuple>
-#include <utility>
 #include <vector>
-
-#include <ATen/ops/zeros.h>
 
 #include "binding_rows.h"
 
@@ -113,13 +112,14 @@ ScoreMask mask_of(OptionalTensor& mask) {
   return {mask->const_data_ptr(), stride(0), stride(1), stride(2)};
 }
 
-// The arguments of attention as a kernel takes them, and what they point to. Checked.
+// The arguments of attention, checked, and as a kernel takes them.
 struct Attention {
   at::Tensor q, k, v;
   OptionalTensor mask, slopes;
   std::vector<Span> spans;
-  AttentionArgs args;
+  AttentionArgs args;  // which points to them
 
+  Attention(const Attention&) = delete;
   Attention(const char* op, const at::Tensor& queries, const at::Tensor& keys,
             const at::Tensor& values, const at::Tensor& table, const OptionalTensor& added,
             const OptionalTensor& slope, const OptionalTensor& seed, bool causal,
@@ -151,7 +151,7 @@ struct Attention {
 };
 
 // With `log_sums`, which is zeros, those of the rows too.
-at::Tensor attended(Attention of, const at::Tensor& log_sums) {
+at::Tensor attended(Attention& of, const at::Tensor& log_sums) {
   at::Tensor out = at::empty({of.q.size(0), of.args.h, of.args.e}, of.q.options());
   if (out.numel() == 0) return out;
   zero_rest(out, of.spans);
@@ -166,8 +166,9 @@ at::Tensor attention_native(const at::Tensor& q, const at::Tensor& k, const at::
                             const OptionalTensor& slopes, const OptionalTensor& seed, bool causal,
                             std::optional<double> scale, std::optional<int64_t> window,
                             std::optional<double> softcap, double dropout) {
-  return attended({"attention_native", q, k, v, spans, mask, slopes, seed, causal, scale, window,
-                   softcap, dropout}, {});
+  Attention of("attention_native", q, k, v, spans, mask, slopes, seed, causal, scale, window,
+               softcap, dropout);
+  return attended(of, {});
 }
 
 // The result, and of each query and head the log of the sum of exp(score).
@@ -179,7 +180,7 @@ std::tuple<at::Tensor, at::Tensor> attention_recorded(
   Attention of("attention_recorded", q, k, v, spans, mask, slopes, seed, causal, scale, window,
                softcap, dropout);
   const at::Tensor log_sums = at::zeros({q.size(0), q.size(1)}, q.options().dtype(at::kFloat));
-  return {attended(std::move(of), log_sums), log_sums};
+  return {attended(of, log_sums), log_sums};
 }
 
 Gradients attention_gradients(at::Tensor grad, at::Tensor out, const at::Tensor& log_sums,

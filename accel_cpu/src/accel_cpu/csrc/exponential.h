@@ -1,5 +1,5 @@
-// exp and tanh on fp32 vectors, written over those of the vec_*.h included before it: the same steps on
-// every instruction set, and the same bits wherever an element stands.
+// exp and tanh on fp32 vectors, written over those of the vec_*.h included before it: the same
+// steps on every instruction set, and the same bits wherever an element stands.
 #pragma once
 
 namespace accel_cpu {

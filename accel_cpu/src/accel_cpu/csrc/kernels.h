@@ -98,7 +98,7 @@ struct AttentionArgs {
   const float* slopes = nullptr;  // [h], with any: of the distance between query and key
   bool causal = true;
   int64_t window = kNoWindow;     // keys this far away are not seen, nor farther ones
-  Dropout dropout;                // of the weights: row (span * h + head) * 2^32 + query, column key
+  Dropout dropout;                // of weights: row (span * h + head) * 2^32 + query, column key
   DType dtype = DType::f32;
 };
 
@@ -118,6 +118,12 @@ struct AttentionBlock {
   int64_t span, kv_head, r0, r1;
 };
 
+// Of the gradients: those rows and the keys [k0, k1) of the span. r0 is a multiple of
+// kAttentionPart, k0 of kAttentionKeys.
+struct AttentionBackwardBlock {
+  int64_t span, kv_head, r0, r1, k0, k1;
+};
+
 // The most rows of a block, a multiple of the tallest tile, and the keys they take at a time.
 constexpr int64_t kAttentionRows = 48;
 constexpr int64_t kAttentionKeys = 64;
@@ -132,12 +138,15 @@ struct AttentionScratch {
 
 // The gradients' blocks are square, of kAttentionKeys rows and columns; a tile may write more rows.
 constexpr int64_t kAttentionSquare = (kAttentionKeys + 8) * kAttentionKeys;
+// The rows that wait in fp32 for the keys to pass by: with heads of 64, 288 KiB of an L2.
+constexpr int64_t kAttentionPart = 512;
 
-// What a thread works in: squares, of which a head takes as many as it needs, and a number a row.
+// What a thread works in: squares, of which a head takes as many as it needs.
 struct AttentionBackwardScratch {
-  float *q, *dy, *k, *k_turned, *v_turned, *dk, *dv;
-  float *p, *p_turned, *ds, *ds_turned, *found;  // one each
-  float* means;                                  // [rows of a span beside one kv head]
+  float *q, *dy;                                 // [kAttentionPart rows]
+  float *k, *k_turned, *v_turned, *dk, *dv;      // [kAttentionKeys rows]
+  float *p, *p_turned, *ds, *ds_turned, *found;  // one square
+  float* means;                                  // [kAttentionPart]
 };
 
 // A block of the output: rows [m0, m1), columns [n0, n1).
@@ -169,8 +178,7 @@ struct Kernels {
   void (*linear[kDTypes])(const LinearArgs&, const Block&, const LinearScratch&);
   void (*rotary[kDTypes])(const RotaryArgs&, int64_t m0, int64_t m1);
   void (*attention[kDTypes])(const AttentionArgs&, const AttentionBlock&, const AttentionScratch&);
-  // Of all rows of a span beside one kv head.
-  void (*attention_backward)(const AttentionBackwardArgs&, int64_t span, int64_t kv_head,
+  void (*attention_backward)(const AttentionBackwardArgs&, const AttentionBackwardBlock&,
                              const AttentionBackwardScratch&);
   RowKernels rows;
 };

@@ -3,20 +3,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <numeric>
-#include <utility>
 #include <vector>
 
 #include "parallel.h"
 
 namespace accel_cpu {
 namespace {
-
-
-// Below these, a second thread gains less than waking it may cost. With the threads awake two break
-// even at 30k multiply-adds, 1.6 us (Zen 4); asleep they take several times that.
-constexpr int64_t kLinearGrain = 100'000;  // multiply-adds
-constexpr int64_t kAttentionGrain = kLinearGrain;
 
 // What tune_linear was told, one word for each size: a hash of the size in its upper 48 bits, then
 // LinearTuning. Sizes of one slot displace each other, which costs time and no result.
@@ -85,50 +77,6 @@ Cut cut_of(const LinearArgs& args, int64_t columns, int threads) {
   return cut;
 }
 
-
-AttentionScratch attention_scratch(int64_t d, int64_t e) {
-  const int64_t whole = round_up(d, kChunk);
-  float* q = scratch((kAttentionRows + kAttentionKeys) * (whole + e));
-  float* k = q + kAttentionRows * whole;
-  float* out = k + kAttentionKeys * whole;
-  return {q, out, k, out + kAttentionRows * e};
-}
-
-AttentionBackwardScratch attention_backward_scratch(int64_t d, int64_t e, int64_t rows) {
-  const auto count_of = [](int64_t width) {
-    return std::max<int64_t>(ceil_div(width, kAttentionKeys), 1);
-  };
-  const int64_t of_d = count_of(d), of_e = count_of(e);
-  float* next = scratch((4 * of_d + 3 * of_e + 5) * kAttentionSquare + rows);
-  const auto squares = [&](int64_t count) {
-    return std::exchange(next, next + count * kAttentionSquare);
-  };
-  AttentionBackwardScratch of;
-  for (float** one : {&of.q, &of.k, &of.k_turned, &of.dk}) *one = squares(of_d);
-  for (float** one : {&of.dy, &of.v_turned, &of.dv}) *one = squares(of_e);
-  for (float** one : {&of.p, &of.p_turned, &of.ds, &of.ds_turned, &of.found}) *one = squares(1);
-  of.means = next;
-  return of;
-}
-
-// The spans by number, those whose keys overlap together: their gradients are one thread's to add.
-std::vector<std::vector<int64_t>> sharing_keys(const AttentionArgs& args) {
-  std::vector<int64_t> order(args.span_count);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return args.spans[a].k_start < args.spans[b].k_start;
-  });
-  std::vector<std::vector<int64_t>> found;
-  int64_t end = 0;  // of the keys of the last of them
-  for (const int64_t number : order) {
-    const Span& span = args.spans[number];
-    if (found.empty() || span.k_start >= end) found.emplace_back();
-    found.back().push_back(number);
-    end = std::max(end, span.k_start + span.k_len);
-  }
-  return found;
-}
-
 LinearScratch linear_scratch(const LinearArgs& args, const Cut& cut) {
   const int64_t stride = cut.columns + kTileColumns;
   const int64_t of_w = (many_rows(args) ? cut.columns + kTileColumns : kTileColumns) * kMaxSlice;
@@ -169,7 +117,7 @@ void linear(const LinearArgs& args, int threads) {
   const auto part = kernels().linear[static_cast<int>(args.dtype)];
   const int64_t depth = args.k * (args.gated ? 2 : 1) + args.rank;
   const LinearTuning tuning = tuning_of(args);
-  const bool small = args.m * args.n * std::max<int64_t>(depth, 1) < kLinearGrain;
+  const bool small = args.m * args.n * std::max<int64_t>(depth, 1) < kProductGrain;
   if (small || tuning.alone) threads = 1;
   const Cut cut = cut_of(args, tuning.columns, threads);
   for_blocks(args, cut, threads,
@@ -190,44 +138,6 @@ void embedding(const EmbeddingArgs& args, int threads) {
       std::memcpy(out + m * bytes, w + args.ids[m] * stride, bytes);
     }
   });
-}
-
-void attention(const AttentionArgs& args, int threads) {
-  const auto run = kernels().attention[static_cast<int>(args.dtype)];
-  std::vector<AttentionBlock> blocks;
-  int64_t work = 0;
-  for (int64_t s = 0; s < args.span_count; ++s) {
-    const int64_t rows = args.spans[s].q_len * (args.h / args.g);
-    work += rows * args.g * args.spans[s].k_len * (args.d + args.e);
-    for (int64_t head = 0; head < args.g; ++head) {
-      for (int64_t r = 0; r < rows; r += kAttentionRows) {
-        blocks.push_back({s, head, r, std::min(rows, r + kAttentionRows)});
-      }
-    }
-  }
-  if (work < kAttentionGrain) threads = 1;
-  const int64_t count = static_cast<int64_t>(blocks.size());
-#pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) run(args, blocks[i], attention_scratch(args.d, args.e));
-}
-
-void attention_backward(const AttentionBackwardArgs& args, int threads) {
-  const auto run = kernels().attention_backward;
-  const AttentionArgs& of = args.of;
-  int64_t work = 0, most_rows = 0;
-  for (int64_t s = 0; s < of.span_count; ++s) {
-    const int64_t rows = of.spans[s].q_len * (of.h / of.g);
-    work += rows * of.g * of.spans[s].k_len * (of.d + of.e);
-    most_rows = std::max(most_rows, rows);
-  }
-  if (work < kAttentionGrain) threads = 1;
-  const std::vector<std::vector<int64_t>> together = sharing_keys(of);
-  const int64_t count = static_cast<int64_t>(together.size()) * of.g;
-#pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) {
-    const AttentionBackwardScratch scratch = attention_backward_scratch(of.d, of.e, most_rows);
-    for (const int64_t span : together[i / of.g]) run(args, span, i % of.g, scratch);
-  }
 }
 
 }  // namespace accel_cpu
