@@ -61,7 +61,8 @@ struct Weights {
 };
 
 // out[r][e + j] = factor[r] out[r][e + j] + the sum of of_key[r][key] v[key][e + j] over the keys
-// that row r sees, for R rows from the first on and C vectors of j, or the n elements of one.
+// that row r sees, for R rows from the first on, which see the same first key, and C vectors of j,
+// or the n elements of one.
 template <int R, int C, class T, class... N>
 void add_values_tile(const Weights& weights, int first, const T* v, int64_t stride, float* out,
                      int64_t width, int64_t e, N... n) {
@@ -71,23 +72,9 @@ void add_values_tile(const Weights& weights, int first, const T* v, int64_t stri
   Vec acc[R * C];
 #pragma GCC unroll 24
   for (int j = 0; j < R * C; ++j) acc[j] = zero();
-  const auto add_own = [&](int r, int64_t from, int64_t to) {
-    for (int64_t key = from; key < to; ++key) {
-      const Vec weight = broadcast(of_key[r][key]);
-#pragma GCC unroll 24
-      for (int c = 0; c < C; ++c) {
-        const Vec value = load(v + key * stride + e + c * kLanes, n...);
-        acc[r * C + c] = madd(weight, value, acc[r * C + c]);
-      }
-    }
-  };
 
-  int64_t key = keys[R - 1].from;  // the first that all rows see, if any
-  if (R > 1 && key > 0) {
-#pragma GCC unroll 24
-    for (int r = 0; r < R; ++r) add_own(r, keys[r].from, smaller(key, keys[r].to));
-  }
-  for (; key < keys[0].to; ++key) {
+  int64_t key = keys[0].from;
+  for (; key < keys[0].to; ++key) {  // which all rows see
     Vec weight[R];
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) weight[r] = broadcast(of_key[r][key]);
@@ -100,7 +87,14 @@ void add_values_tile(const Weights& weights, int first, const T* v, int64_t stri
   }
 #pragma GCC unroll 24
   for (int r = 0; r < R; ++r) {
-    add_own(r, key, keys[r].to);
+    for (int64_t own = key; own < keys[r].to; ++own) {
+      const Vec weight = broadcast(of_key[r][own]);
+#pragma GCC unroll 24
+      for (int c = 0; c < C; ++c) {
+        const Vec value = load(v + own * stride + e + c * kLanes, n...);
+        acc[r * C + c] = madd(weight, value, acc[r * C + c]);
+      }
+    }
     if (keys[r].empty()) continue;
 #pragma GCC unroll 24
     for (int c = 0; c < C; ++c) {
@@ -184,8 +178,10 @@ void take_keys(const AttentionRows& rows, const AttentionTiles& tiles, Attention
         keep(left, s, seen.to);
       }
     }
-    for (int r = 0; r < tile; r += kValueRows) {
-      const int values = static_cast<int>(smaller(tile - r, kValueRows));
+    for (int r = 0, values = 0; r < tile; r += values) {
+      values = static_cast<int>(smaller(tile - r, kValueRows));
+      // At the beginning of windows row by row.
+      if (weights.keys[r].from != weights.keys[r + values - 1].from) values = 1;
       add_values(values, weights, r, v, v_stride, scratch.out + (m + r) * args.e, args.e);
     }
   }
