@@ -56,6 +56,15 @@ LIBRARY = NativeLibrary(
 
 _COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
+# Products, and their gradients of the arguments alone.
+_PRODUCT_GRADIENTS: dict[str, Callable[..., Any] | None] = {
+    "linear": gradients.linear,
+    "gated_linear": None,
+    "lora_linear": None,
+    "norm_linear": gradients.norm_linear,
+    "grouped_linear": gradients.grouped_linear,
+}
+
 # The ops that go through rows, and their gradients of the arguments alone.
 _ROW_GRADIENTS: dict[str, Callable[..., Any] | None] = {
     "rms_norm": row_gradients.rms_norm,
@@ -87,9 +96,10 @@ class LinearBuilder(_Native):
     the shape; ``accel_cpu.onednn`` packs the weight and chooses its kernel by the shape."""
 
     impls = (
-        Impl("linear", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),
-        Impl("gated_linear", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),
-        Impl("lora_linear", "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True),
+        *(
+            Impl(op, "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True)
+            for op in _PRODUCT_GRADIENTS
+        ),
         # Below eager torch: it packs the weight at every call unless the user froze the weights.
         Impl("linear", "accel_cpu.onednn", _COMPUTED, priority=5),
     )
@@ -105,8 +115,7 @@ class LinearBuilder(_Native):
     def load(self, impl: Impl) -> Callable[..., Any]:
         if not self.native(impl):
             return onednn.linear
-        kernel = super().load(impl)
-        return Kernel(kernel, backward=gradients.linear) if impl.op == "linear" else kernel
+        return Kernel(super().load(impl), backward=_PRODUCT_GRADIENTS[impl.op])
 
     def peers(self) -> Sequence[Peer]:
         return OF_LINEAR

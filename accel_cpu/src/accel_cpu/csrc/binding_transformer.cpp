@@ -5,6 +5,7 @@
 
 #include "binding.h"
 #include "binding_attention.h"
+#include "binding_norm_linear.h"
 #include "binding_rows.h"
 #include "binding_softmax.h"
 
@@ -101,6 +102,11 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
       "dropout_add_gradients(Tensor grad, Tensor? seed, Tensor? rows, float p, bool[2] needs) "
       "-> (Tensor, Tensor)",
       tags);
+  m.def(
+      "norm_linear_native(Tensor x, Tensor w, Tensor? norm_w=None, Tensor? norm_b=None, "
+      "Tensor? b=None, str kind='rms', float eps=1e-06, str? act=None, "
+      "ScalarType? out_dtype=None) -> Tensor",
+      tags);
   m.def("softmax_native(Tensor x, Tensor? mask=None, float scale=1.0) -> Tensor", tags);
   m.def("softmax_gradient(Tensor grad, Tensor p, float scale) -> Tensor", tags);
   m.def(
@@ -129,6 +135,7 @@ TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
   m.impl("bias_act_gradients", TORCH_FN(bias_act_gradients));
   m.impl("dropout_add_native", TORCH_FN(dropout_add_native));
   m.impl("dropout_add_gradients", TORCH_FN(dropout_add_gradients));
+  m.impl("norm_linear_native", TORCH_FN(norm_linear_native));
   m.impl("softmax_native", TORCH_FN(softmax_native));
   m.impl("softmax_gradient", TORCH_FN(softmax_gradient));
   m.impl("logprob_gradients", TORCH_FN(logprob_gradients));

@@ -42,6 +42,7 @@ struct LinearArgs {
   int64_t out_stride = 0;         // from one row to the next
   int64_t m = 0, n = 0, k = 0;
   DType dtype = DType::f32;       // of x, w and the biases
+  bool wide_x = false;            // x is fp32 whatever dtype; not where gated
   DType out_dtype = DType::f32;
   Activation act = Activation::none;
 };
@@ -207,6 +208,7 @@ void tune_linear(int64_t m, int64_t n, int64_t k, DType dtype, LinearTuning tuni
 // Run an op on the `threads` threads of OpenMP's next parallel region, or on this thread alone
 // where the work is small.
 void linear(const LinearArgs& args, int threads);
+void linear_of_each(const LinearArgs* products, int64_t count, int threads);  // of one dtype
 void rotary(const RotaryArgs& args, int threads);
 void embedding(const EmbeddingArgs& args, int threads);
 void attention(const AttentionArgs& args, int threads);

@@ -202,6 +202,9 @@ void linear_part(const LinearArgs& args, const Block& block, const LinearScratch
   if (args.gated) product<Dot, T>(args.x, args.w_up, args.k, block, scratch, other);
   if (args.rank) product<Widened<T>, float>(args.u, args.lora_b, args.rank, block, scratch, other);
   const Finished<T> results = {args, args.gated || args.rank ? &other : nullptr};
+  if (args.wide_x) {
+    return product<Widened<T>, float>(args.x, args.w, args.k, block, scratch, results);
+  }
   product<Dot, T>(args.x, args.w, args.k, block, scratch, results);
 }
 

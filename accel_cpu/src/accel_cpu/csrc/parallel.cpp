@@ -88,19 +88,25 @@ LinearScratch linear_scratch(const LinearArgs& args, const Cut& cut) {
   return {w, w + of_w, sums, two ? sums + of_sums : nullptr, stride};
 }
 
-// Calls f on the blocks of [m, n], dealt to the threads.
-template <class F>
-void for_blocks(const LinearArgs& args, const Cut& cut, int threads, F f) {
-  const int64_t row_blocks = ceil_div(args.m, cut.rows);
-  const int64_t column_blocks = ceil_div(args.n, cut.columns);
-  // Not num_threads(): libgomp rebuilds its pool whenever that changes, and PyTorch shares it.
-#pragma omp parallel for collapse(2) schedule(dynamic) if (threads > 1)
-  for (int64_t i = 0; i < row_blocks; ++i) {
-    for (int64_t j = 0; j < column_blocks; ++j) {
-      f(Block{i * cut.rows, std::min(args.m, (i + 1) * cut.rows), j * cut.columns,
-              std::min(args.n, (j + 1) * cut.columns)});
+// A block of a product, and how that was cut.
+struct Part {
+  const LinearArgs* of;
+  Cut cut;
+  Block block;
+};
+
+void add_parts(const LinearArgs& args, const Cut& cut, std::vector<Part>& parts) {
+  for (int64_t m = 0; m < args.m; m += cut.rows) {
+    for (int64_t n = 0; n < args.n; n += cut.columns) {
+      const Block block{m, std::min(args.m, m + cut.rows), n, std::min(args.n, n + cut.columns)};
+      parts.push_back({&args, cut, block});
     }
   }
+}
+
+int64_t work_of(const LinearArgs& args) {
+  const int64_t depth = args.k * (args.gated ? 2 : 1) + args.rank;
+  return args.m * args.n * std::max<int64_t>(depth, 1);
 }
 
 }  // namespace
@@ -112,16 +118,33 @@ void tune_linear(int64_t m, int64_t n, int64_t k, DType dtype, LinearTuning tuni
                                   std::memory_order_relaxed);
 }
 
-void linear(const LinearArgs& args, int threads) {
-  if (args.m == 0 || args.n == 0) return;
-  const auto part = kernels().linear[static_cast<int>(args.dtype)];
-  const int64_t depth = args.k * (args.gated ? 2 : 1) + args.rank;
-  const LinearTuning tuning = tuning_of(args);
-  const bool small = args.m * args.n * std::max<int64_t>(depth, 1) < kProductGrain;
-  if (small || tuning.alone) threads = 1;
-  const Cut cut = cut_of(args, tuning.columns, threads);
-  for_blocks(args, cut, threads,
-             [&](const Block& block) { part(args, block, linear_scratch(args, cut)); });
+void linear(const LinearArgs& args, int threads) { linear_of_each(&args, 1, threads); }
+
+// Each product is cut for as many threads as its share of the work is worth.
+void linear_of_each(const LinearArgs* products, int64_t count, int threads) {
+  int64_t work = 0;
+  bool alone = true;
+  for (int64_t i = 0; i < count; ++i) {
+    work += work_of(products[i]);
+    alone &= tuning_of(products[i]).alone;
+  }
+  if (work == 0) return;
+  if (work < kProductGrain || alone) threads = 1;
+  std::vector<Part> parts;
+  for (int64_t i = 0; i < count; ++i) {
+    const LinearArgs& args = products[i];
+    if (args.m == 0 || args.n == 0) continue;
+    const int64_t own = ceil_div(threads * work_of(args), work);
+    add_parts(args, cut_of(args, tuning_of(args).columns, static_cast<int>(own)), parts);
+  }
+  const auto run = kernels().linear[static_cast<int>(products[0].dtype)];
+  const int64_t size = static_cast<int64_t>(parts.size());
+  // Not num_threads(): libgomp rebuilds its pool whenever that changes, and PyTorch shares it.
+#pragma omp parallel for schedule(dynamic) if (threads > 1)
+  for (int64_t i = 0; i < size; ++i) {
+    const auto& [of, cut, block] = parts[i];
+    run(*of, block, linear_scratch(*of, cut));
+  }
 }
 
 void rotary(const RotaryArgs& args, int threads) {
