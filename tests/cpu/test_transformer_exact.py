@@ -68,6 +68,19 @@ def test_padding_that_a_mask_hides_changes_no_bit(dtype):
     assert torch.equal(layer(padded, mask)[:, :7], run(layer, x))
 
 
+@each_norm
+@pytest.mark.parametrize("act", ["gelu", "gelu_tanh", "relu", "silu"])
+def test_the_op_has_the_bits_of_its_pieces(act, pre_layer_norm):
+    """In fp32, where an activation that the product takes along is rounded no less."""
+    layer, x = made(torch.float32, act=act, attn_dropout_ratio=0.3, pre_layer_norm=pre_layer_norm)
+    torch.manual_seed(1)
+    options = layer.config.op_options(layer.training)
+    y = ops.transformer_layer(
+        x, *layer.parameters(), seed=layer.seeds(options, x.device), **options
+    )
+    assert torch.equal(y, run(layer, x))
+
+
 def test_the_native_attention_serves_every_layer():
     layer, _ = made(torch.float32)
     served = {asked: found.chosen.impl.id for asked, found in layer.explain().items()}

@@ -23,6 +23,7 @@ from accel import (
     Source,
 )
 from accel.op_builder import Shapes
+from accel.torch_impls.transformer_layer import PIECES, composed
 from accel_cpu import attention_gradient, gradients, logprob_gradient, onednn, row_gradients
 from accel_cpu.peers import OF_LINEAR
 
@@ -164,10 +165,12 @@ class TransformerBuilder(_Native):
 
     impls = tuple(
         Impl(op, "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True)
-        for op in (*_ROW_GRADIENTS, "attention", "embedding")
+        for op in (*_ROW_GRADIENTS, "attention", "embedding", "transformer_layer")
     )
 
     def load(self, impl: Impl) -> Callable[..., Any]:
+        if impl.op == "transformer_layer":
+            return composed(_pieces(), fuses_act=True)
         kernel = super().load(impl)
         if impl.op == "attention":
             return Kernel(kernel, forward=partial(attention_gradient.attention, kernel))
@@ -175,3 +178,14 @@ class TransformerBuilder(_Native):
             return Kernel(kernel, forward=partial(row_gradients.softmax, kernel))
         backward = _ROW_GRADIENTS.get(impl.op)
         return kernel if backward is None else Kernel(kernel, backward=backward)
+
+
+def _pieces() -> dict[str, Kernel]:
+    """The kernels that a transformer_layer is made of."""
+    found = {}
+    for builder in (LinearBuilder(), TransformerBuilder()):
+        for impl in builder.impls:
+            if impl.op in PIECES and impl.id == "accel_cpu.native":
+                kernel = builder.load(impl)
+                found[impl.op] = kernel if isinstance(kernel, Kernel) else Kernel(kernel)
+    return found

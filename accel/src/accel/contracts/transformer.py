@@ -54,6 +54,11 @@ class Pieces:
         options = {"mask": mask, "seed": seed, "causal": causal, "dropout": dropout}
         return self._call(ATTENTION, q, k, v, spans, **options)
 
+    def mlp(
+        self, x: Tensor, up_w: Tensor, up_b: Tensor, down_w: Tensor, down_b: Tensor, act: str
+    ) -> Tensor:
+        return self.act_linear(self.linear(x, up_w, up_b), down_w, down_b, act)
+
     def act_linear(self, x: Tensor, w: Tensor, b: Tensor, act: str) -> Tensor:
         """``linear(act(x), w, b)``"""
         return self.linear(self._call(BIAS_ACT, x, act=act), w, b)
@@ -83,7 +88,7 @@ def layer(
     )
     a = pieces.dropout_add(pieces.linear(h, out_w, out_b), x, seeds[1], rows, hidden_dropout)
     h = normed = pieces.layer_norm(a, attn_norm_w, attn_norm_b, eps)
-    h = pieces.act_linear(pieces.linear(h, up_w, up_b), down_w, down_b, act)
+    h = pieces.mlp(h, up_w, up_b, down_w, down_b, act)
     y = pieces.dropout_add(h, a if pre_norm else normed, seeds[2], rows, hidden_dropout)
     return y if pre_norm else pieces.layer_norm(y, norm_w, norm_b, eps)
 
@@ -111,23 +116,42 @@ def _attended(
     return context.reshape(batch, length, heads * size)
 
 
+# One gradient for each argument of a piece, or None; called with its result's and with which
+# arguments need one.
+Backward = Callable[[Tensor, tuple[bool, ...]], Sequence[Any]]
+
+
+def _recorded(contract: Contract, args: tuple[Any, ...]) -> tuple[Tensor, Backward]:
+    """An op's reference, and its own formula."""
+
+    def backward(grad: Tensor, needs: tuple[bool, ...]) -> Sequence[Any]:
+        return contract.backward(grad, needs, *args)
+
+    return contract.reference(*args), backward
+
+
 class Tape(Pieces):
-    """The references, and the way back through what they were called with."""
+    """Pieces as ``record(contract, args)`` runs them, the references unless it is given, and the
+    way back through each."""
 
-    def __init__(self) -> None:
-        super().__init__(self._record)
-        self._calls: list[tuple[Contract, tuple[Any, ...]]] = []
+    def __init__(
+        self,
+        record: Callable[[Contract, tuple[Any, ...]], tuple[Tensor, Backward]] = _recorded,
+    ) -> None:
+        super().__init__(self._run_and_keep)
+        self._record = record
+        self._calls: list[tuple[tuple[Any, ...], Backward]] = []
 
-    def _record(self, contract: Contract, args: tuple[Any, ...]) -> Tensor:
-        self._calls.append((contract, args))
-        result: Tensor = contract.reference(*args)
+    def _run_and_keep(self, contract: Contract, args: tuple[Any, ...]) -> Tensor:
+        result, backward = self._record(contract, args)
+        self._calls.append((args, backward))
         return result
 
     def back(self, grad: Tensor, *, frozen: Sequence[bool] = ()) -> Sequence[Any]:
-        """The gradients of the last call not yet gone back through, by the op's own formula: one
-        for each argument, None for those ``frozen`` after the first and for those without."""
-        contract, args = self._calls.pop()
+        """The gradients of the last call not yet gone back through: one for each argument, None
+        for those ``frozen`` after the first and for those without."""
+        args, backward = self._calls.pop()
         needs = [isinstance(arg, Tensor) and arg.is_floating_point() for arg in args]
         for i, is_frozen in enumerate(frozen, 1):
             needs[i] = needs[i] and not is_frozen
-        return contract.backward(grad, tuple(needs), *args)
+        return backward(grad, tuple(needs))

@@ -148,8 +148,15 @@ def backward(
     grad: Tensor, needs: tuple[bool, ...], x: Tensor, *args: Any
 ) -> tuple[Tensor | None, ...]:
     """The layer is computed again, and gone back through by the formulas of its pieces."""
+    return gradients(Tape(), grad, needs, x, *args)
+
+
+def gradients(
+    tape: Tape, grad: Tensor, needs: tuple[bool, ...], x: Tensor, *args: Any
+) -> tuple[Tensor | None, ...]:
+    """:func:`backward` over the pieces of a tape, which is empty."""
     weights, (mask, seed), options = args[:12], args[12:14], args[14:]
-    tape, pre_norm = Tape(), options[1]
+    pre_norm = options[1]
     layer(tape, x, weights, mask, seed, *options)
     frozen = {name: not need for name, need in zip((*WEIGHTS, "mask"), needs[1:])}
 

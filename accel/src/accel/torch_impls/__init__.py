@@ -43,7 +43,7 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "tiled_linear": Kernel(linear.tiled_linear, into=linear.tiled_linear_into),
     "tiled_mlp": tiled_mlp.tiled_mlp,
     "logprob": logprob.logprob,
-    "transformer_layer": transformer_layer.transformer_layer,
+    "transformer_layer": transformer_layer.composed(),
     "dropout_add": elementwise.dropout_add,
     "bias_act": elementwise.bias_act,
     "softmax": elementwise.softmax,
