@@ -97,7 +97,7 @@ class TransformerLayerConfig(TransformerConfig):
     ``normalize_invertible``    recover the inputs of norms from their results, not keep them. No
                                 weight of a norm may be 0
     ``gelu_checkpoint``         compute the activation again in the backward, not keep it
-    ``attn_dropout_checkpoint`` compute the probabilities again in the backward, not keep them
+    ``attn_dropout_checkpoint`` of no effect: probabilities are never kept, but computed again
     ``adjust_init_range``       where ``num_hidden_layers`` is given, new weights that write to the
                                 residual stream are smaller by sqrt(2 * num_hidden_layers)
     ``stochastic_mode``         permit kernels whose sums depend on the shape of the batch, outside
@@ -110,7 +110,7 @@ class TransformerLayerConfig(TransformerConfig):
     ``act``                     of the inner layer; DeepSpeed's is the tanh form of GELU
     ``causal``                  no position sees a later one
 
-    The three flags about memory change no result and no random number.
+    The flags about memory change no result and no random number.
     """
 
     batch_size: int = -1

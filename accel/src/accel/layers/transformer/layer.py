@@ -119,9 +119,7 @@ class TransformerLayer(OpLayer):
         self.generator: torch.Generator | None = None
         if config.seed >= 0:
             self.generator = torch.Generator().manual_seed(config.seed + self.layer_id)
-        self._pieces = OpPieces(
-            config.normalize_invertible, config.gelu_checkpoint, config.attn_dropout_checkpoint
-        )
+        self._pieces = OpPieces(config.normalize_invertible, config.gelu_checkpoint)
 
     def reset_parameters(self) -> None:
         """New weights, from torch's default generator."""
