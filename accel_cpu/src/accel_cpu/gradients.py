@@ -3,7 +3,8 @@
 On a processor without bf16 and fp16 instructions torch multiplies those dtypes element by element
 where an operand lies by columns, as it does in every gradient: of x [512, 1024] and w [4096, 1024]
 dx takes 6.8 s and dw 0.6 s in bf16, here 0.05 s each, as in fp32 (one Zen 3 core, torch 2.13). In
-fp32, and in bf16 beside bf16 instructions, torch's are as fast.
+fp32 beside AVX2, and in bf16 beside bf16 instructions, torch's are as fast; in fp32 beside AVX-512
+this backend's products are 1.1 to 1.2 times as fast (forward, 512 rows, K=1024, N=4096, Zen 4).
 
 An activation is gone back through in one pass over the product, made again in fp32.
 """
@@ -106,6 +107,10 @@ def _of_product(grad: Tensor, needs: tuple[bool, ...], x: Tensor, w: Tensor) -> 
 @cache
 def _slow_in_torch() -> frozenset[torch.dtype]:
     """The dtypes whose products the kernels in use have faster than torch."""
-    half = {"avx2": {torch.bfloat16}, "avx512": {torch.bfloat16}, "avx512_bf16": set()}
+    slow = {
+        "avx2": {torch.bfloat16},
+        "avx512": {torch.float32, torch.bfloat16},
+        "avx512_bf16": {torch.float32},
+    }
     isa = torch.ops.accel_cpu_kernels.isa()
-    return frozenset({torch.float16, *half[isa]}) if isa in half else frozenset()
+    return frozenset({torch.float16, *slow[isa]}) if isa in slow else frozenset()
