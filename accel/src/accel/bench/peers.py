@@ -106,6 +106,11 @@ def _int8_product(x: Tensor, w: Tensor, scales: Tensor, *_: Any) -> Callable[[],
     return partial(torch._weight_int8pack_mm, x, w, scales.squeeze(-1).to(x.dtype))
 
 
+def _grouped_mm(x: Tensor, w: Tensor, ends: Tensor, *_: Any) -> Callable[[], Tensor]:
+    """torch's own for experts, which takes the ends in 32 bits."""
+    return partial(_found("torch", "_grouped_mm"), x, w.mT, offs=ends.int())
+
+
 _LIGER = installed("liger_kernel", "liger-kernel")
 _APEX = installed("apex", "apex, from its sources")
 _FLASH = first_of(installed("flash_attn", "flash-attn"), only(dtypes=HALVES))
@@ -118,5 +123,6 @@ LIBRARIES = (
     Peer("layer_norm", "apex", _apex_layer_norm, _APEX),
     Peer("attention", "flash-attn", _flash_attention, _FLASH),
     Peer("attention", "xformers", _xformers_attention, _XFORMERS),
+    Peer("grouped_linear", "torch _grouped_mm", _grouped_mm, only(act=None)),
     Peer("quantized_linear", "torch int8pack_mm", _int8_product, only(gradient=False, bits=8)),
 )
