@@ -3,18 +3,22 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from instruction_sets import DTYPES, ISAS, run
 
 from accel import ops
+from accel.contracts.quantized_linear import quantize
 
 pytestmark = pytest.mark.usefixtures("_native")
 
 ROWS = (1, 2, 3, 17, 33, 128, 257, 1024)
 INNER = (64, 1000, 1024, 4096, 11008)
-NATIVE = "linear=accel_cpu.native;gated_linear=accel_cpu.native;rms_norm=accel_cpu.native"
+NATIVE = ";".join(
+    f"{op}=accel_cpu.native" for op in ("linear", "gated_linear", "quantized_linear", "rms_norm")
+)
 
 
 def cancelling(rows, k, dtype, seed):
@@ -86,7 +90,11 @@ def on_this_instruction_set():
         print(torch.ops.accel_cpu_kernels.isa())
         for dtype in DTYPES:
             x, w = cancelling(1024, 100, dtype, 0), cancelling(33, 100, dtype, 1)
-            print(rows_differing(lambda rows, w=w: ops.linear(rows, w), x))
+            differing = rows_differing(lambda rows, w=w: ops.linear(rows, w), x)
+            for quantized, bits in ((quantize(w.float()), 8), (quantize(w.float(), 4, 50), 4)):
+                call = partial(ops.quantized_linear, w=quantized[0], scales=quantized[1], bits=bits)
+                differing += rows_differing(call, x)
+            print(differing)
         for builder in accel_op_builders():
             for impl in builder.impls:
                 if impl.id == "accel_cpu.native":

@@ -62,6 +62,7 @@ _PRODUCT_GRADIENTS: dict[str, Callable[..., Any] | None] = {
     "linear": gradients.linear,
     "gated_linear": None,
     "lora_linear": None,
+    "quantized_linear": None,
     "norm_linear": gradients.norm_linear,
     "grouped_linear": gradients.grouped_linear,
 }
@@ -93,8 +94,9 @@ class _Native(NativeOpBuilder):
 
 
 class LinearBuilder(_Native):
-    """``accel_cpu.native`` reads the weight as it lies and sums every output in one order, whatever
-    the shape; ``accel_cpu.onednn`` packs the weight and chooses its kernel by the shape."""
+    """``accel_cpu.native`` reads the weight as it lies, whole numbers of 8 and 4 bits too, and sums
+    every output in one order, whatever the shape; ``accel_cpu.onednn`` packs the weight and chooses
+    its kernel by the shape."""
 
     impls = (
         *(

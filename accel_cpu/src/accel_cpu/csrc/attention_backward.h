@@ -36,6 +36,8 @@ struct InSquare {
   }
   template <int C>
   void prefetch(int64_t) const {}
+  template <int R, int C>
+  void scale(int64_t, Vec (&)[R * C]) const {}
 };
 
 // The part of a square, or of two multiplied ones, that is there.

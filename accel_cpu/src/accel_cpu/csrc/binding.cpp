@@ -52,6 +52,24 @@ at::Tensor lora_linear_native(at::Tensor x, const at::Tensor& w, const at::Tenso
   return run(op, args, x, out_dtype.value_or(x.scalar_type()));
 }
 
+at::Tensor quantized_linear_native(at::Tensor x, at::Tensor w, at::Tensor scales, OptionalTensor b,
+                                   int64_t bits, std::optional<std::string_view> act,
+                                   std::optional<at::ScalarType> out_dtype) {
+  const char* op = "quantized_linear_native";
+  check_x(op, x);
+  LinearArgs args;
+  args.dtype = dtype_of(op, "x", x.scalar_type());
+  args.k = x.size(-1);
+  args.quantized = quantized_of(op, w, scales, args.k, bits);
+  args.m = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
+  args.n = w.size(0);
+  if (b) check_operand(op, "b", *b, x, {args.n});
+  args.x = x.dim() == 2 ? as_it_lies(x) : matrix_of(x);
+  args.bias = vector_of(b);
+  args.act = activation_of(op, act);
+  return run(op, args, x, out_dtype.value_or(x.scalar_type()));
+}
+
 // A product and the partial sum it is added to. `x`, `p` and `partial` keep alive what those point
 // to.
 LinearArgs sum_of(const char* op, at::Tensor& x, Projection& p, OptionalTensor& partial) {
@@ -177,6 +195,10 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
       "float scale=1.0, ScalarType? out_dtype=None) -> Tensor",
       tags);
   m.def(
+      "quantized_linear_native(Tensor x, Tensor w, Tensor scales, Tensor? b=None, int bits=8, "
+      "str? act=None, ScalarType? out_dtype=None) -> Tensor",
+      tags);
+  m.def(
       "tiled_linear_native(Tensor x, Tensor w, Tensor? b=None, Tensor? partial=None, "
       "ScalarType? out_dtype=None) -> Tensor",
       tags);
@@ -204,6 +226,7 @@ TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
   m.impl("linear_native", TORCH_FN(linear_native));
   m.impl("gated_linear_native", TORCH_FN(gated_linear_native));
   m.impl("lora_linear_native", TORCH_FN(lora_linear_native));
+  m.impl("quantized_linear_native", TORCH_FN(quantized_linear_native));
   m.impl("tiled_linear_native", TORCH_FN(tiled_linear_native));
   m.impl("tiled_linear_native_into", TORCH_FN(tiled_linear_native_into));
   m.impl("logprob_native", TORCH_FN(logprob_native));

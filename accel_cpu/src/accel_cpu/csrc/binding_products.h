@@ -73,5 +73,23 @@ Matrix from_row(Matrix x, int64_t row, DType dtype) {
   return x;
 }
 
+// As it lies, by rows. `bytes` and `scales` keep alive what it points to.
+QuantizedMatrix quantized_of(const char* op, at::Tensor& bytes, at::Tensor& scales,
+                                    int64_t k, int64_t bits) {
+  TORCH_CHECK(bits == 8 || bits == 4, op, ": bits is ", bits, "; possible are 8 and 4");
+  const at::ScalarType type = bits == 8 ? at::kChar : at::kByte;
+  TORCH_CHECK(bytes.scalar_type() == type, op, ": w of ", bits, " bits must be ", type,
+              "; found ", bytes.scalar_type());
+  TORCH_CHECK(bytes.dim() == 2 && bytes.size(1) * 8 == k * bits, op, ": w of ", bits,
+              " bits has shape ", bytes.sizes(), "; beside rows of ", k, " it must be [N, ",
+              k * bits / 8, "]");
+  TORCH_CHECK(scales.scalar_type() == at::kFloat && scales.dim() == 2 &&
+                  scales.size(0) == bytes.size(0) && scales.size(1) > 0 && k % scales.size(1) == 0,
+              op, ": scales are ", scales.scalar_type(), " of shape ", scales.sizes(),
+              "; they must be Float of shape [", bytes.size(0), ", G], where G divides ", k);
+  const int64_t groups = scales.size(1);
+  return {matrix_of(bytes), static_cast<int>(bits), matrix_of(scales), groups, k / groups};
+}
+
 }  // namespace
 }  // namespace accel_cpu

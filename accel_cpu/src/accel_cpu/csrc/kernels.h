@@ -25,9 +25,21 @@
 
 namespace accel_cpu {
 
+// Whole numbers, [n, k] by rows, and the scales that they are multiplied by. Of 4 bits two lie in a
+// byte, the first in its low half, each plus 8.
+struct QuantizedMatrix {
+  static constexpr bool by_columns = false;
+  Matrix bytes;        // by rows
+  int bits = 0;        // 8 or 4
+  Matrix scales;       // [n, groups], fp32
+  int64_t groups = 0;
+  int64_t group = 0;   // k of each
+};
+
 struct LinearArgs {
   Matrix x;                       // [m, k], also by columns
   Matrix w;                       // [n, k], also by columns
+  QuantizedMatrix quantized;      // [n, k], in place of w where it has bits
   const void* bias = nullptr;     // [n]
   bool gated = false;             // out = act(x w^T + bias) * (x w_up^T + bias_up)
   Matrix w_up;                    // [n, k], also by columns
@@ -160,13 +172,15 @@ constexpr int64_t kChunk = 64;
 // The most k it takes at a time, and the rows of x that are staged for them. With 256 and 144 a
 // product with K=512, whose sums then wait once, takes a tenth longer (fp32, Zen 3).
 constexpr int64_t kMaxSlice = 512, kStagedRows = 72;
+// What a panel holds of a column: the k of a slice, and of a quantised weight its chunks' scales.
+constexpr int64_t kPanelSteps = kMaxSlice + kMaxSlice / kChunk;
 // The tallest and the widest tile of any instruction set, of which all others are whole parts.
 constexpr int64_t kMaxTileRows = 12, kTileColumns = 64;
 
 // What a thread multiplies in, aligned to 64 bytes. The stride is no power of two, or rows would
 // meet in a few sets of the cache.
 struct LinearScratch {
-  void* w;              // panels: [columns, kMaxSlice] of 4 bytes; of a tile up to kStagedRows rows
+  void* w;              // panels: [columns, kPanelSteps] of 4 bytes; one up to kStagedRows rows
   void* x;              // [kStagedRows, kMaxSlice] of 4 bytes
   float* sums;          // [rows and a tile more, sums_stride]
   float* other;         // likewise, where gated or of a rank
@@ -177,6 +191,7 @@ struct LinearScratch {
 struct Kernels {
   const char* isa;
   void (*linear[kDTypes])(const LinearArgs&, const Block&, const LinearScratch&);
+  void (*quantized_linear)(const LinearArgs&, const Block&, const LinearScratch&);  // of any dtype
   void (*rotary[kDTypes])(const RotaryArgs&, int64_t m0, int64_t m1);
   void (*attention[kDTypes])(const AttentionArgs&, const AttentionBlock&, const AttentionScratch&);
   void (*attention_backward)(const AttentionBackwardArgs&, const AttentionBackwardBlock&,

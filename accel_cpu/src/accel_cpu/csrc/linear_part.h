@@ -61,9 +61,9 @@ StagedRows<Dot> staged(const LinearScratch& scratch, int rows, int64_t k) {
   return {static_cast<typename Dot::Staged*>(scratch.x), rows, (k + kChunk - 1) / kChunk};
 }
 
-// Of up to kFewRows rows.
-template <class Dot, class X, class Results>
-void few_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
+// Of up to kFewRows rows, which stage(m, m1, k0, k, out) stages.
+template <class Dot, class Stage, class Results>
+void few_rows(const Stage& stage, const Matrix& w, int64_t k, const Block& block,
               const LinearScratch& scratch, const Results& results) {
   const int R = static_cast<int>(block.m1 - block.m0), vectors = tile_vectors(R);
   const int64_t C = vectors * kLanes;
@@ -78,7 +78,7 @@ void few_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
   for_slices(block, scratch, k, most, [&](const Slice& slice) {
     const int64_t k0 = slice.k0, size = slice.size, steps = steps_of<Dot>(size);
     const auto rows = staged<Dot>(scratch, R, size);
-    stage_rows<Dot, X>(x, block.m0, block.m1, k0, size, rows);
+    stage(block.m0, block.m1, k0, size, rows);
     for_columns(block, block.m0, block.m1, C, [&](const Block& tile) {
       const auto run = [&](TileStart from, TileSums to) {
         const auto* at = static_cast<const typename Dot::Element*>(w.data) +
@@ -88,7 +88,7 @@ void few_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
         } else if (tile.n1 - tile.n0 == C && size % Dot::kDepth == 0) {
           direct(rows.data, {at, w.stride}, steps, from, to);
         } else {
-          read_panel<Dot>({w, tile.n0, tile.n1, k0, size}, vectors, panel);
+          read_panel<Dot>(PanelOf<>{w, tile.n0, tile.n1, k0, size}, vectors, panel);
           packed(rows.data, {panel}, steps, from, to);
         }
       };
@@ -99,31 +99,33 @@ void few_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
 
 static_assert(kStagedRows % kTileRows == 0, "up to kStagedRows are staged at once");
 
-// Of more.
-template <class Dot, class X, class Results>
-void many_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
+// Of more, of a w that read_panel and in_panel know.
+template <class Dot, class Stage, class W, class Results>
+void many_rows(const Stage& stage, const W& w, int64_t k, const Block& block,
                const LinearScratch& scratch, const Results& results) {
   const int R = tile_rows(smaller(block.m1 - block.m0, kStagedRows)), vectors = tile_vectors(R);
   const int64_t C = vectors * kLanes, together = kStagedRows / R * R;
   const bool once = block.m1 - block.m0 <= together;
   auto* panels = static_cast<typename Dot::Operand*>(scratch.w);
-  const auto tile_sums = linear_tile_of<typename Dot::Arithmetic>(R);
   const int64_t most = once && w.by_columns ? kChunk : kMaxSlice;
-  const int64_t panel_size = vectors * kMaxSlice / Dot::kDepth;
+  const int64_t panel_size = vectors * kPanelSteps / Dot::kDepth;
 
   for_slices(block, scratch, k, most, [&](const Slice& slice) {
     const int64_t k0 = slice.k0, size = slice.size, steps = steps_of<Dot>(size);
     const auto rows = staged<Dot>(scratch, R, size);
     for (int64_t m = block.m0; m < block.m1; m += together) {
       const int64_t end = smaller(m + together, block.m1);
-      stage_rows<Dot, X>(x, m, end, k0, size, rows);
+      stage(m, end, k0, size, rows);
       for_columns(block, m, end, C, [&](const Block& tiles) {
         const int64_t n = tiles.n0;
         auto* panel = once ? panels : panels + (n - block.n0) / C * panel_size;
-        if (m == block.m0) read_panel<Dot>({w, n, block.n1, k0, size}, vectors, panel);
+        const PanelOf<W> part = {w, n, block.n1, k0, size};
+        if (m == block.m0) read_panel<Dot>(part, vectors, panel);
+        auto in = in_panel<Dot>(part, vectors, panel);
+        const auto tile_sums = linear_tile_of<typename Dot::Arithmetic, decltype(in)>(R);
         for (int64_t r = m; r < end; r += R) {
           const auto run = [&](TileStart from, TileSums to) {
-            tile_sums(rows.tile(r - m), {panel}, steps, from, to);
+            tile_sums(rows.tile(r - m), in, steps, from, to);
           };
           sum_tile(slice, {r, smaller(r + R, end), n, tiles.n1}, R, C, run, results);
         }
@@ -136,10 +138,13 @@ void many_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
 template <class Dot, class X, class Results>
 void product(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
              const LinearScratch& scratch, const Results& results) {
+  const auto stage = [&](int64_t m, int64_t m1, int64_t k0, int64_t size, const auto& rows) {
+    stage_rows<Dot, X>(x, m, m1, k0, size, rows);
+  };
   if (block.m1 - block.m0 <= kFewRows) {
-    return few_rows<Dot, X>(x, w, k, block, scratch, results);
+    return few_rows<Dot>(stage, w, k, block, scratch, results);
   }
-  many_rows<Dot, X>(x, w, k, block, scratch, results);
+  many_rows<Dot>(stage, w, k, block, scratch, results);
 }
 
 // Sums that another product of the same block is finished with.

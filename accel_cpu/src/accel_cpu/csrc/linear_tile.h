@@ -45,7 +45,8 @@ struct TileStart {
   TileStart(TileSums sums) : data(sums.data), stride(sums.stride) {}
 };
 
-// Where a tile of C vectors finds w: a panel as read_panel leaves it.
+// Where a tile of C vectors finds w: a panel as read_panel leaves it. scale() is what else the sums
+// of the chunk from `step` on are multiplied by.
 template <class Dot>
 struct InPanel {
   const typename Dot::Operand* panel;
@@ -55,7 +56,14 @@ struct InPanel {
   }
   template <int C>
   void prefetch(int64_t) const {}
+  template <int R, int C>
+  void scale(int64_t, Vec (&)[R * C]) const {}
 };
+
+template <class Dot>
+InPanel<Dot> in_panel(const PanelOf<>&, int, const typename Dot::Operand* panel) {
+  return {panel};
+}
 
 // to[r][j] = from[r][j] + x[r] . w[.., j], from and to apart or the same. x is as stage_rows leaves
 // it.
@@ -87,6 +95,7 @@ void linear_tile(const typename Dot::Staged* x, W w, int64_t steps, TileStart fr
     } else {
       for (int64_t i = 0; i < steps - done; ++i) step(i);
     }
+    w.template scale<R, C>(done, acc);
 #pragma GCC unroll 24
     for (int j = 0; j < R * C; ++j) {
       const int row = j / C, column = j % C * kLanes;

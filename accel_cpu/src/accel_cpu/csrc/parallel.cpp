@@ -79,7 +79,7 @@ Cut cut_of(const LinearArgs& args, int64_t columns, int threads) {
 
 LinearScratch linear_scratch(const LinearArgs& args, const Cut& cut) {
   const int64_t stride = cut.columns + kTileColumns;
-  const int64_t of_w = (many_rows(args) ? cut.columns + kTileColumns : kTileColumns) * kMaxSlice;
+  const int64_t of_w = (many_rows(args) ? cut.columns + kTileColumns : kTileColumns) * kPanelSteps;
   const int64_t of_x = (kStagedRows + kMaxTileRows) * kMaxSlice;
   const int64_t of_sums = (cut.rows + kMaxTileRows) * stride;
   const bool two = args.gated || args.rank;
@@ -137,7 +137,10 @@ void linear_of_each(const LinearArgs* products, int64_t count, int threads) {
     const int64_t own = ceil_div(threads * work_of(args), work);
     add_parts(args, cut_of(args, tuning_of(args).columns, static_cast<int>(own)), parts);
   }
-  const auto run = kernels().linear[static_cast<int>(products[0].dtype)];
+  // Of no k there is nothing to scale.
+  const bool quantized = products[0].quantized.bits && products[0].k;
+  const auto run = quantized ? kernels().quantized_linear
+                             : kernels().linear[static_cast<int>(products[0].dtype)];
   const int64_t size = static_cast<int64_t>(parts.size());
   // Not num_threads(): libgomp rebuilds its pool whenever that changes, and PyTorch shares it.
 #pragma omp parallel for schedule(dynamic) if (threads > 1)

@@ -48,6 +48,26 @@ inline Vec scale_by_exp2(Vec a, Vec n) {
   return mul(mul(a, exp2_of(half)), exp2_of(_mm256_sub_epi32(whole, half)));
 }
 
+// Of each lane the byte at `index`, made its highest; zeros below.
+inline __m256i highest_byte(__m256i a, int index) {
+  const __m128i first = _mm_setr_epi32(0x00808080, 0x04808080, 0x08808080, 0x0c808080);
+  const __m128i from = _mm_add_epi32(first, _mm_set1_epi32(index << 24));
+  return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(from));
+}
+
+// Of the whole numbers of kBits bits that each lane packs, the first lowest, the one at `index`,
+// times 2^(32 - kBits). Of 4 bits each is packed plus 8.
+template <int kBits>
+inline Vec unpack(Vec packed, int index) {
+  __m256i bits = _mm256_castps_si256(packed);
+  if (kBits == 4) {
+    bits = _mm256_xor_si256(bits, _mm256_set1_epi8(static_cast<char>(0x88)));
+    if (index % 2 == 0) bits = _mm256_slli_epi32(bits, 4);
+    bits = _mm256_and_si256(bits, _mm256_set1_epi8(static_cast<char>(0xf0)));
+  }
+  return _mm256_cvtepi32_ps(highest_byte(bits, index * kBits / 8));
+}
+
 inline __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }

@@ -48,6 +48,26 @@ inline Vec round_to_integer(Vec a) {
 // a 2^n, rounded once, for an integer n.
 inline Vec scale_by_exp2(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
 
+// Of each lane the byte at `index`, made its highest; zeros below.
+inline __m512i highest_byte(__m512i a, int index) {
+  const __m128i first = _mm_setr_epi32(0x00808080, 0x04808080, 0x08808080, 0x0c808080);
+  const __m128i from = _mm_add_epi32(first, _mm_set1_epi32(index << 24));
+  return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(from));
+}
+
+// Of the whole numbers of kBits bits that each lane packs, the first lowest, the one at `index`,
+// times 2^(32 - kBits). Of 4 bits each is packed plus 8.
+template <int kBits>
+inline Vec unpack(Vec packed, int index) {
+  __m512i bits = _mm512_castps_si512(packed);
+  if (kBits == 4) {
+    bits = _mm512_xor_si512(bits, _mm512_set1_epi8(static_cast<char>(0x88)));
+    if (index % 2 == 0) bits = _mm512_slli_epi32(bits, 4);
+    bits = _mm512_and_si512(bits, _mm512_set1_epi8(static_cast<char>(0xf0)));
+  }
+  return _mm512_cvtepi32_ps(highest_byte(bits, index * kBits / 8));
+}
+
 inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
 
 inline Vec widen_bf16(__m256i a) {

@@ -118,6 +118,17 @@ inline Vec scale_by_exp2(Vec a, Vec n) {
   });
 }
 
+// Of the whole numbers of kBits bits that each lane packs, the first lowest, the one at `index`,
+// times 2^(32 - kBits). Of 4 bits each is packed plus 8.
+template <int kBits>
+inline Vec unpack(Vec packed, int index) {
+  return lanes([&](int i) {
+    const uint32_t bits = bits_of(packed.lane[i]) ^ (kBits == 4 ? 0x88888888u : 0u);
+    const uint32_t number = (bits >> kBits * index) << (32 - kBits);
+    return static_cast<float>(static_cast<int32_t>(number));
+  });
+}
+
 template <class T>
 inline Vec load(const T* p) {
   return lanes([&](int i) { return widen(p[i]); });

@@ -95,7 +95,12 @@ template <class Dot>
 template <class Dot>
 inline void load_block(const typename Dot::Element* w, int64_t stride, int64_t rows, int64_t k,
                        typename Dot::Operand (&steps)[kLanes]) {
-  if (rows < kLanes || k < kBlock<Dot>) return load_end<Dot>(w, stride, rows, k, steps);
+  if (rows < kLanes || k < kBlock<Dot>) {
+    typename Dot::Operand end[kLanes];  // apart, or GCC would keep `steps` in memory
+    load_end<Dot>(w, stride, rows, k, end);
+    for (int j = 0; j < kLanes; ++j) steps[j] = end[j];
+    return;
+  }
 #pragma GCC unroll 16
   for (int j = 0; j < kLanes; ++j) steps[j] = Dot::load_row(w + j * stride);
   Dot::transpose(steps);
@@ -103,14 +108,15 @@ inline void load_block(const typename Dot::Element* w, int64_t stride, int64_t r
 
 // A part of w: columns [n, n1) of the result, of which a panel takes the first, over `k` of k from
 // k0 on.
+template <class W = Matrix>
 struct PanelOf {
-  const Matrix& w;
+  const W& w;
   int64_t n, n1, k0, k;
 };
 
 // The next panel's columns are prefetched, as hardware seldom follows rows this far apart.
 template <class Dot>
-void copy_columns(const PanelOf& part, int vectors, typename Dot::Operand* out) {
+void copy_columns(const PanelOf<>& part, int vectors, typename Dot::Operand* out) {
   constexpr int kDepth = Dot::kDepth;
   using T = typename Dot::Element;
   const int64_t stride = part.w.stride, left = part.n1 - part.n;
@@ -138,7 +144,7 @@ void copy_columns(const PanelOf& part, int vectors, typename Dot::Operand* out) 
 }
 
 template <class Dot>
-void transpose_rows(const PanelOf& part, int vectors, typename Dot::Operand* out) {
+void transpose_rows(const PanelOf<>& part, int vectors, typename Dot::Operand* out) {
   const auto* w = static_cast<const typename Dot::Element*>(part.w.data) + part.k0;
   const int64_t stride = part.w.stride;
   for (int c = 0; c < vectors; ++c) {
@@ -156,7 +162,7 @@ void transpose_rows(const PanelOf& part, int vectors, typename Dot::Operand* out
 }
 
 template <class Dot>
-void read_panel(const PanelOf& part, int vectors, typename Dot::Operand* out) {
+void read_panel(const PanelOf<>& part, int vectors, typename Dot::Operand* out) {
   if (part.w.by_columns) return copy_columns<Dot>(part, vectors, out);
   transpose_rows<Dot>(part, vectors, out);
 }
