@@ -27,13 +27,11 @@ def linear(
     grad: Tensor, needs: tuple[bool, ...], x: Tensor, w: Tensor, b: Tensor | None,
     act: str | None, out_dtype: torch.dtype | None,
 ) -> Gradients:  # fmt: skip
-    """dx = grad w, dw = grad^T x and db, for x ``[..., K]`` and w ``[N, K]``."""
-    if act is not None:
-        z = torch.ops.accel_cpu_kernels.linear_native(x, w, b, None, torch.float32)
-        grad = _before(act, grad, z)
-    if x.dtype not in _slow_in_torch():
-        return LINEAR.backward(grad, needs, x, w, b, None, None)
-    return (*_of_product(grad.to(x.dtype), needs, x, w), None, None)
+    """dx = grad w, dw = grad^T x and db, for x ``[..., K]`` and w ``[N, K]``; NotImplemented where
+    the contract's serve as well."""
+    if act is None and x.dtype not in _slow_in_torch():
+        return NotImplemented
+    return _of_linear(grad, needs, x, w, b, act)
 
 
 def tiled_linear(
@@ -60,7 +58,7 @@ def norm_linear(
     )  # fmt: skip
     through = (needs[0], needs[2], needs[3])
     of_product = (any(through), needs[1], needs[4])
-    d_normed, dw, db, *_ = linear(grad, of_product, normed, w, b, act, None)
+    d_normed, dw, db, *_ = _of_linear(grad, of_product, normed, w, b, act)
     dx = d_norm_w = d_norm_b = None
     if d_normed is not None:
         dx, d_norm_w, d_norm_b = kernels.norm_gradients(
@@ -87,6 +85,17 @@ def grouped_linear(
         for e, rows in enumerate(ranges(ends, len(grad))):
             torch.sum(grad[rows], 0, out=db[e])
     return dx, dw, None, db, None, None
+
+
+def _of_linear(
+    grad: Tensor, needs: tuple[bool, ...], x: Tensor, w: Tensor, b: Tensor | None, act: str | None
+) -> Gradients:
+    if act is not None:
+        z = torch.ops.accel_cpu_kernels.linear_native(x, w, b, None, torch.float32)
+        grad = _before(act, grad, z)
+    if x.dtype not in _slow_in_torch():
+        return LINEAR.backward(grad, needs, x, w, b, None, None)
+    return (*_of_product(grad.to(x.dtype), needs, x, w), None, None)
 
 
 def _before(act: str, grad: Tensor, z: Tensor) -> Tensor:
