@@ -76,6 +76,7 @@ template <class To, class From, class VectorTo, class VectorFrom>
 #define _mm512_mask_storeu_ps(p, mask, a) emulated::store<float>(p, mask, a)
 #define _mm256_mask_storeu_epi16(p, mask, a) emulated::store<uint16_t>(p, mask, a)
 #define _mm512_cvtepi32_epi16(a) emulated::convert<uint16_t, uint32_t, __m256i>(a)
+#define _mm512_cvtepi32_ps(a) emulated::convert<float, int32_t, __m512>(a)
 #define _mm512_cvtepu16_epi32(a) emulated::convert<uint32_t, uint16_t, __m512i>(a)
 #define _mm512_cvtph_ps(a) emulated::from_half(a)
 #define _mm512_cvtps_ph(a, rounding) emulated::to_half(a)
