@@ -44,6 +44,10 @@ def test_a_slow_contender_is_in_the_first_rounds_alone():
     assert timing.ratio(found["slowest"], found["fast"]).median == 100.0 / 1e-3
 
 
+def test_where_all_were_refused_nobody_is_timed():
+    assert timing.in_rounds({}, Clock({}), rounds=3) == {}
+
+
 def test_quartiles_are_of_the_ratios_and_not_of_the_times():
     ours, theirs = [1.0, 2.0, 4.0, 8.0, 16.0], [3.0, 6.0, 12.0, 24.0, 48.0]
     assert timing.ratio(theirs, ours) == timing.Spread(3.0, 3.0, 3.0)
@@ -103,6 +107,16 @@ def test_an_error_is_in_units_of_the_result_and_the_worst_of_several():
     budget = CONTRACTS["linear"].tolerance[FP32]
     assert agreement.Error(budget.rms, 0.0).used(budget, 1.0) == 1.0
     assert agreement.Error(0.0, float("nan")).used(budget, 8.0) == float("inf")
+
+
+def test_an_element_of_a_row_that_stands_out_is_held_to_its_row():
+    wanted = torch.full((100, 4), 0.01)
+    wanted[0] = 1.0
+    size = float(wanted.square().mean().sqrt())
+    for row, unit in ((0, 1.0), (1, size)):
+        got = wanted.clone()
+        got[row, 2] += 0.5
+        assert abs(agreement.error([got], [wanted]).peak - 0.5 / unit) < 1e-5
 
 
 def test_goals_are_times_of_a_peers_time_and_memory():

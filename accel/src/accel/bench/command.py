@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +21,7 @@ from accel.bench.cases import cases
 from accel.bench.sizes import SIZES
 
 DEFAULT_SIZES = "decode,prefill"
+LINES = 30.0  # seconds between lines of progress
 
 
 def bench(
@@ -81,7 +84,11 @@ def _threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def _progress(screen: Console) -> Iterator[run.Progress]:
-    """A bar that says what is measured now; gone when all is."""
+    """A bar that says what is measured now, gone when all is; where nobody watches, a line of that
+    from time to time."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
     columns: Any = (
         BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
     )  # fmt: skip
@@ -92,6 +99,18 @@ def _progress(screen: Console) -> Iterator[run.Progress]:
             shown.update(task, completed=done, total=of, description=what)
 
         yield progress
+
+
+def _lines() -> run.Progress:
+    last = float("-inf")
+
+    def progress(done: int, of: int, what: str) -> None:
+        nonlocal last
+        if time.monotonic() >= last + LINES:
+            last = time.monotonic()
+            print(f"accel bench: {done} of {of} measured, now {what}", file=sys.stderr, flush=True)
+
+    return progress
 
 
 def _write(file: Path, text: str, screen: Console) -> None:

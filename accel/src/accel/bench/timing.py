@@ -91,7 +91,7 @@ def in_rounds(
         if once > patience:  # that was its round
             parts[name], found[name] = 0, [once]
     with _undisturbed():
-        for at in range(max(parts.values())):
+        for at in range(max(parts.values(), default=0)):
             names = [name for name in loops if at < parts[name]]
             order.shuffle(names)
             for name in names:
