@@ -222,9 +222,10 @@ def _work(case: Case, args: Arguments, turns: int) -> Work:
 
 
 def upstream_of(y: Tensor) -> Tensor:
-    """A gradient like y that is the same for all contenders, whatever their dtype."""
-    values = torch.linspace(-1, 1, max(y.numel(), 1), dtype=torch.float32, device=y.device)
-    return values[: y.numel()].to(torch.bfloat16).to(y.dtype).view(y.shape)
+    """A gradient like y, normally distributed, the same for all contenders and every dtype."""
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(y.shape, generator=generator)  # smooth ones cancel in a softmax or a norm
+    return values.to(torch.bfloat16).to(y.dtype).to(y.device)
 
 
 def _tuple(found: Any) -> tuple[Tensor, ...]:
