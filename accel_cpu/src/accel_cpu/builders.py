@@ -36,17 +36,16 @@ _X86 = {
     "avx512.cpp": _AVX512,
     "avx512_bf16.cpp": (*_AVX512, "-mavx512bf16"),
 }
-_ANY = (
-    "dispatch.cpp", "parallel.cpp", "parallel_attention.cpp", "parallel_rows.cpp", "scalar.cpp",
-)  # fmt: skip
+_ANY = ("dispatch.cpp", "parallel.cpp", "parallel_attention.cpp", "parallel_rows.cpp")
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 LIBRARY = NativeLibrary(
     "accel_cpu",
     [
-        # Checks of metadata gain nothing from -O3, which takes a third longer.
+        # Checks of metadata gain nothing from more, nor does a CPU that every other file leaves out
+        # gain by what it costs the others to wait: 12 s in place of 25 with -O3.
         Source(_CSRC / "binding.cpp", ("-O1",), torch=True),
-        Source(_CSRC / "binding_transformer.cpp", ("-O1",), torch=True),
+        Source(_CSRC / "scalar.cpp", ("-O1",)),
         *(Source(_CSRC / name) for name in _ANY),
         *(Source(_CSRC / name, flags) for name, flags in _X86.items() if _IS_X86),
     ],

@@ -141,7 +141,7 @@ struct AttentionGradient {
   // Rows [r, r1), the b-th block of those at hand.
   RowBlock rows_of(int64_t b, int64_t r, int64_t r1) const {
     const int64_t count = smaller(kSide, r1 - r);
-    return {{of, {number, kv_head, r, r + count}}, count, scratch.q + b * squares(of.d),
+    return {{of, number, kv_head, r}, count, scratch.q + b * squares(of.d),
             scratch.dy + b * squares(of.e), scratch.means + b * kSide};
   }
 

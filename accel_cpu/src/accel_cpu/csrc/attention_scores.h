@@ -32,9 +32,8 @@ struct AttentionRows {
   const Span& span;
   int64_t number, kv_head, r0;
 
-  AttentionRows(const AttentionArgs& of, const AttentionBlock& block)
-      : args(of), span(of.spans[block.span]), number(block.span), kv_head(block.kv_head),
-        r0(block.r0) {}
+  AttentionRows(const AttentionArgs& of, int64_t span, int64_t kv_head, int64_t r0)
+      : args(of), span(of.spans[span]), number(span), kv_head(kv_head), r0(r0) {}
 
   int64_t group() const { return args.h / args.g; }
   int64_t query(int64_t r) const { return (r0 + r) / group(); }

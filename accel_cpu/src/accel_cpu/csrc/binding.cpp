@@ -1,178 +1,20 @@
-// The torch side: checks metadata, turns tensors into plain arguments (kernels.h) and registers the
-// ops. Schemas carry no fake kernel and no gradient: those come from the contracts, in Python.
-#include <algorithm>
+// The ops that torch knows, in one file, as torch's headers cost it ten seconds to compile. The
+// files included check metadata and turn tensors into plain arguments (kernels.h). Schemas carry no
+// fake kernel and no gradient: those come from the contracts, in Python.
 #include <string>
-#include <string_view>
-#include <tuple>
 #include <vector>
 
+#include "binding_attention.h"
 #include "binding_experts.h"
-#include "binding_products.h"
+#include "binding_linear.h"
+#include "binding_logprob.h"
+#include "binding_norm_linear.h"
+#include "binding_rows.h"
+#include "binding_softmax.h"
+#include "binding_transformer.h"
 
 namespace accel_cpu {
 namespace {
-
-at::Tensor linear_native(at::Tensor x, const at::Tensor& w, const OptionalTensor& b,
-                         std::optional<std::string_view> act,
-                         std::optional<at::ScalarType> out_dtype) {
-  const char* op = "linear_native";
-  Projection main{"w", w, "b", b};
-  LinearArgs args = product_of(op, x, main);
-  args.act = activation_of(op, act);
-  return run(op, args, x, out_dtype.value_or(x.scalar_type()));
-}
-
-at::Tensor gated_linear_native(at::Tensor x, const at::Tensor& w_gate, const at::Tensor& w_up,
-                               const OptionalTensor& b_gate, const OptionalTensor& b_up,
-                               std::string_view act, std::optional<at::ScalarType> out_dtype) {
-  const char* op = "gated_linear_native";
-  Projection gate{"w_gate", w_gate, "b_gate", b_gate}, up{"w_up", w_up, "b_up", b_up};
-  LinearArgs args = product_of(op, x, gate);
-  check_projection(op, up, x, args.n);
-  args.act = activation_of(op, act);
-  args.gated = true;
-  args.w_up = as_it_lies(up.w);
-  args.bias_up = vector_of(up.b);
-  return run(op, args, x, out_dtype.value_or(x.scalar_type()));
-}
-
-at::Tensor lora_linear_native(at::Tensor x, const at::Tensor& w, const at::Tensor& lora_a,
-                              at::Tensor lora_b, const OptionalTensor& b, double scale,
-                              std::optional<at::ScalarType> out_dtype) {
-  const char* op = "lora_linear_native";
-  Projection main{"w", w, "b", b}, inner{"lora_a", lora_a, "", std::nullopt};
-  LinearArgs args = product_of(op, x, main);
-  const LinearArgs down = product_of(op, x, inner);
-  check_operand(op, "lora_b", lora_b, x, {args.n, down.n});
-  const at::Tensor u = run(op, down, x, at::kFloat);
-  args.rank = down.n;
-  args.u = {u.const_data_ptr(), args.rank};
-  args.lora_b = as_it_lies(lora_b);
-  args.scale = static_cast<float>(scale);
-  return run(op, args, x, out_dtype.value_or(x.scalar_type()));
-}
-
-at::Tensor quantized_linear_native(at::Tensor x, at::Tensor w, at::Tensor scales, OptionalTensor b,
-                                   int64_t bits, std::optional<std::string_view> act,
-                                   std::optional<at::ScalarType> out_dtype) {
-  const char* op = "quantized_linear_native";
-  check_x(op, x);
-  LinearArgs args;
-  args.dtype = dtype_of(op, "x", x.scalar_type());
-  args.k = x.size(-1);
-  args.quantized = quantized_of(op, w, scales, args.k, bits);
-  args.m = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
-  args.n = w.size(0);
-  if (b) check_operand(op, "b", *b, x, {args.n});
-  args.x = x.dim() == 2 ? as_it_lies(x) : matrix_of(x);
-  args.bias = vector_of(b);
-  args.act = activation_of(op, act);
-  return run(op, args, x, out_dtype.value_or(x.scalar_type()));
-}
-
-// A product and the partial sum it is added to. `x`, `p` and `partial` keep alive what those point
-// to.
-LinearArgs sum_of(const char* op, at::Tensor& x, Projection& p, OptionalTensor& partial) {
-  LinearArgs args = product_of(op, x, p);
-  if (!partial) return args;
-  TORCH_CHECK(partial->sizes() == at::IntArrayRef(result_shape(args, x)), op,
-              ": partial has shape ", partial->sizes(), "; it must be the result's, ",
-              at::IntArrayRef(result_shape(args, x)));
-  args.partial_dtype = dtype_of(op, "partial", partial->scalar_type());
-  args.partial = matrix_of(*partial);
-  return args;
-}
-
-at::Tensor tiled_linear_native(at::Tensor x, const at::Tensor& w, const OptionalTensor& b,
-                               OptionalTensor partial, std::optional<at::ScalarType> out_dtype) {
-  const char* op = "tiled_linear_native";
-  Projection main{"w", w, "b", b};
-  return run(op, sum_of(op, x, main, partial), x, out_dtype.value_or(x.scalar_type()));
-}
-
-void tiled_linear_native_into(at::Tensor x, const at::Tensor& w, const OptionalTensor& b,
-                              OptionalTensor partial, const at::Tensor& out) {
-  const char* op = "tiled_linear_native_into";
-  Projection main{"w", w, "b", b};
-  const LinearArgs args = sum_of(op, x, main, partial);
-  TORCH_CHECK(out.sizes() == at::IntArrayRef(result_shape(args, x)), op, ": out has shape ",
-              out.sizes(), "; it must be the result's, ", at::IntArrayRef(result_shape(args, x)));
-  if (row_stride(out)) return run_into(op, args, out);
-  out.copy_(run(op, args, x, out.scalar_type()));
-}
-
-// Of the logits of hidden rows no more than this is held at once, in fp32.
-constexpr int64_t kLogitBytes = 16 << 20;
-
-// Rows enough for kLogitBytes at a time: their logits, bit for bit those of linear with out_dtype
-// fp32, then what `args` asks of them.
-void logprob_of_hidden(LinearArgs product, LogprobArgs args, const at::TensorOptions& options,
-                       int threads) {
-  const int64_t m = args.m;
-  args.v = product.n;
-  if (m == 0) return;
-  const int64_t rows = std::min(m, std::max<int64_t>(kLogitBytes / (4 * args.v), 1));
-  const at::Tensor z = at::empty({rows, args.v}, options);
-  product.out = z.mutable_data_ptr();
-  product.out_stride = args.v;
-  args.z = {z.const_data_ptr(), args.v};
-  for (int64_t done = 0; done < m; done += rows) {
-    product.m = args.m = std::min(rows, m - done);
-    linear(product, threads);
-    logprob(args, threads);
-    product.x = from_row(product.x, rows, product.dtype);
-    args.ids += rows;
-    args.logprob += rows;
-    args.entropy += rows;
-  }
-}
-
-void check_ids(const char* op, const at::Tensor& ids, int64_t v) {
-  const int64_t* all = ids.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < ids.numel(); ++i) {
-    TORCH_CHECK_INDEX(0 <= all[i] && all[i] < v, op, ": ids holds ", all[i],
-                      ", which is no logit's: V is ", v);
-  }
-}
-
-std::tuple<at::Tensor, at::Tensor> logprob_native(at::Tensor x, const at::Tensor& ids,
-                                                  const OptionalTensor& w, const OptionalTensor& b,
-                                                  double scale, std::optional<double> softcap,
-                                                  double temperature) {
-  const char* op = "logprob_native";
-  check_x(op, x);
-  const at::IntArrayRef shape = x.sizes().slice(0, x.dim() - 1);
-  TORCH_CHECK(ids.scalar_type() == at::kLong && ids.sizes() == shape, op, ": ids is ",
-              ids.scalar_type(), " of shape ", ids.sizes(), "; beside x of shape ", x.sizes(),
-              " it must be Long of shape ", shape);
-  TORCH_CHECK(w || !b, op, ": b is given without w; x is the logits then, and b must be None");
-  TORCH_CHECK(!softcap || *softcap > 0, op, ": softcap is ", *softcap, "; it must be more than 0");
-
-  const at::TensorOptions options = x.options().dtype(at::kFloat);
-  const at::Tensor chosen = at::empty(shape, options), entropy = at::empty(shape, options);
-  const at::Tensor rows_ids = ids.contiguous();
-  LogprobArgs args;
-  args.ids = rows_ids.const_data_ptr<int64_t>();
-  args.logprob = chosen.mutable_data_ptr<float>();
-  args.entropy = entropy.mutable_data_ptr<float>();
-  args.m = ids.numel();
-  args.scale = static_cast<float>(scale);
-  args.softcap = static_cast<float>(softcap.value_or(0));
-  args.temperature = static_cast<float>(temperature);
-  if (w) {
-    Projection head{"w", *w, "b", b};
-    const LinearArgs product = product_of(op, x, head);
-    check_ids(op, rows_ids, product.n);
-    logprob_of_hidden(product, args, options, at::get_num_threads());
-  } else {
-    args.v = x.size(-1);
-    args.dtype = dtype_of(op, "x", x.scalar_type());
-    args.z = matrix_of(x);
-    check_ids(op, rows_ids, args.v);
-    logprob(args, at::get_num_threads());
-  }
-  return {chosen, entropy};
-}
 
 void tune(int64_t m, int64_t n, int64_t k, at::ScalarType dtype, bool alone, int64_t columns) {
   tune_linear(m, n, k, dtype_of("tune_linear", "dtype", dtype), {alone, columns});
@@ -220,6 +62,52 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
   m.def(
       "tune_linear(int m, int n, int k, ScalarType dtype, bool alone, int columns) -> ()", tags);
   m.impl("tune_linear", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(tune));
+  m.def("rms_norm_native(Tensor x, Tensor? w=None, float eps=1e-06) -> Tensor", tags);
+  m.def("layer_norm_native(Tensor x, Tensor? w=None, Tensor? b=None, float eps=1e-05) -> Tensor",
+        tags);
+  m.def(
+      "add_norm_native(Tensor x, Tensor residual, Tensor? w=None, Tensor? b=None, "
+      "str kind='rms', float eps=1e-05) -> (Tensor, Tensor)",
+      tags);
+  m.def(
+      "norm_gradients(Tensor grad, Tensor x, Tensor? residual, Tensor? total_grad, Tensor? w, "
+      "str kind, float eps, bool[3] needs) -> (Tensor, Tensor, Tensor)",
+      tags);
+  m.def("bias_act_native(Tensor x, Tensor? b=None, str? act=None) -> Tensor", tags);
+  m.def(
+      "bias_act_gradients(Tensor grad, Tensor x, Tensor? b, str? act, bool[2] needs) "
+      "-> (Tensor, Tensor)",
+      tags);
+  m.def(
+      "dropout_add_native(Tensor x, Tensor? residual=None, Tensor? b=None, Tensor? seed=None, "
+      "Tensor? rows=None, float p=0.0) -> Tensor",
+      tags);
+  m.def(
+      "dropout_add_gradients(Tensor grad, Tensor? seed, Tensor? rows, float p, bool[2] needs) "
+      "-> (Tensor, Tensor)",
+      tags);
+  m.def(
+      "norm_linear_native(Tensor x, Tensor w, Tensor? norm_w=None, Tensor? norm_b=None, "
+      "Tensor? b=None, str kind='rms', float eps=1e-06, str? act=None, "
+      "ScalarType? out_dtype=None) -> Tensor",
+      tags);
+  m.def("softmax_native(Tensor x, Tensor? mask=None, float scale=1.0) -> Tensor", tags);
+  m.def("softmax_gradient(Tensor grad, Tensor p, float scale) -> Tensor", tags);
+  m.def(
+      "logprob_gradients(Tensor z, Tensor ids, Tensor? anchors, Tensor chosen, Tensor entropy, "
+      "Tensor? of_logprob, Tensor? of_entropy, float scale, float? softcap, float temperature, "
+      "ScalarType out_dtype, bool sums) -> (Tensor, Tensor)",
+      tags);
+  m.def("rotary_native(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor", tags);
+  m.def("embedding_native(Tensor ids, Tensor w) -> Tensor", tags);
+  const std::string attention =
+      "Tensor q, Tensor k, Tensor v, Tensor spans, Tensor? mask=None, Tensor? slopes=None, "
+      "Tensor? seed=None, bool causal=True, float? scale=None, int? window=None, "
+      "float? softcap=None, float dropout=0.0)";
+  m.def(("attention_native(" + attention + " -> Tensor").c_str(), tags);
+  m.def(("attention_recorded(" + attention + " -> (Tensor, Tensor)").c_str(), tags);
+  m.def(("attention_gradients(Tensor grad, Tensor out, Tensor log_sums, bool[3] needs, " +
+         attention + " -> (Tensor, Tensor, Tensor)").c_str(), tags);
 }
 
 TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
@@ -232,6 +120,23 @@ TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
   m.impl("logprob_native", TORCH_FN(logprob_native));
   m.impl("grouped_linear_native", TORCH_FN(grouped_linear_native));
   m.impl("grouped_weight_gradient", TORCH_FN(grouped_weight_gradient));
+  m.impl("rms_norm_native", TORCH_FN(rms_norm_native));
+  m.impl("layer_norm_native", TORCH_FN(layer_norm_native));
+  m.impl("add_norm_native", TORCH_FN(add_norm_native));
+  m.impl("norm_gradients", TORCH_FN(norm_gradients));
+  m.impl("bias_act_native", TORCH_FN(bias_act_native));
+  m.impl("bias_act_gradients", TORCH_FN(bias_act_gradients));
+  m.impl("dropout_add_native", TORCH_FN(dropout_add_native));
+  m.impl("dropout_add_gradients", TORCH_FN(dropout_add_gradients));
+  m.impl("norm_linear_native", TORCH_FN(norm_linear_native));
+  m.impl("softmax_native", TORCH_FN(softmax_native));
+  m.impl("softmax_gradient", TORCH_FN(softmax_gradient));
+  m.impl("logprob_gradients", TORCH_FN(logprob_gradients));
+  m.impl("rotary_native", TORCH_FN(rotary_native));
+  m.impl("embedding_native", TORCH_FN(embedding_native));
+  m.impl("attention_native", TORCH_FN(attention_native));
+  m.impl("attention_recorded", TORCH_FN(attention_recorded));
+  m.impl("attention_gradients", TORCH_FN(attention_gradients));
 }
 
 }  // namespace

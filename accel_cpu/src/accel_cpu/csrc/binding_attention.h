@@ -1,4 +1,4 @@
-// The torch side of attention. A part of binding_transformer.cpp, as binding_rows.h.
+// The torch side of attention.
 #pragma once
 
 #include <ATen/ops/zeros.h>

@@ -1,5 +1,4 @@
-// The torch side of grouped_linear: a product for each expert. A part of binding.cpp: a file of its
-// own would parse torch's headers once more, nine seconds on one core.
+// The torch side of grouped_linear: a product for each expert.
 #pragma once
 
 #include <algorithm>

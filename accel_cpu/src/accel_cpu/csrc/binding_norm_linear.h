@@ -1,5 +1,4 @@
-// The torch side of norm_linear: the rows of one op, then the product of the other. A part of
-// binding_transformer.cpp, as binding_rows.h.
+// The torch side of norm_linear: the rows of one op, then the product of the other.
 #pragma once
 
 #include "binding_products.h"

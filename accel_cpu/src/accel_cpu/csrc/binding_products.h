@@ -1,5 +1,4 @@
-// Products as torch has them: a weight, its bias and x turned into plain arguments. A part of the
-// bindings, each of which has products of its own.
+// Products as torch has them: a weight, its bias and x turned into plain arguments.
 #pragma once
 
 #include "binding.h"

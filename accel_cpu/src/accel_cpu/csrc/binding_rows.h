@@ -1,5 +1,4 @@
-// The torch side of row_kernels.h. A part of binding_transformer.cpp: a file of its own would parse
-// torch's headers once more, nine seconds on one core.
+// The torch side of row_kernels.h.
 #pragma once
 
 #include <algorithm>

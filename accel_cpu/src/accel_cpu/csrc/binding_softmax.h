@@ -1,5 +1,4 @@
-// The torch side of softmax, and of what flows back through the one in logprob. A part of
-// binding_transformer.cpp, as binding_rows.h.
+// The torch side of softmax, and of what flows back through the one in logprob.
 #pragma once
 
 #include <ATen/ops/zeros.h>

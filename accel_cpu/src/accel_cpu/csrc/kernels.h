@@ -1,15 +1,16 @@
-// The plain C++ interface between the torch bindings and the kernels. Only binding*.cpp include
-// torch headers, which cost more seconds to compile than any kernel.
+// The plain C++ interface between the torch bindings and the kernels. Only binding.cpp, and what is
+// named after it, includes torch headers.
 //
 // One shared library serves every CPU: the files below are compiled with their own flags and
 // dispatch.cpp chooses between them at run time. All files take: -O3 -ffp-contract=off -fopenmp,
-// never -ffast-math.
+// never -ffast-math. (-O2 saves a fifth of the compiler's time and leaves loops over a few vectors
+// rolled up: layer_norm then takes 1.5 times as long.)
 //
 //   file              instruction set   flags of its own (the files with any are empty off x86-64)
-//   binding*.cpp      any               torch's include paths, -std and ABI; -O1
+//   binding.cpp       any               torch's include paths, -std and ABI; -O1
 //   dispatch.cpp      any
 //   parallel*.cpp     any
-//   scalar.cpp        any
+//   scalar.cpp        any               -O1: it is for CPUs that no other file is for
 //   avx2.cpp          avx2              -mavx2 -mfma -mf16c
 //   avx512.cpp        avx512            -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
 //   avx512_bf16.cpp   avx512_bf16       those of avx512.cpp and -mavx512bf16
@@ -125,20 +126,22 @@ struct AttentionBackwardArgs {
   float* dv = nullptr;              // [n, g, e], contiguous, or none
 };
 
-// Rows [r0, r1) of a span beside one kv head: with h / g heads to a kv head, row r is query
-// r / (h / g) of the span in the head r % (h / g) of them.
+// Rows [r0, r1) of a span beside each of the kv heads [g0, g1): with h / g heads to a kv head, row
+// r is query r / (h / g) of the span in the head r % (h / g) of them.
 struct AttentionBlock {
-  int64_t span, kv_head, r0, r1;
+  int64_t span, g0, g1, r0, r1;
 };
 
-// Of the gradients: those rows and the keys [k0, k1) of the span. r0 is a multiple of
-// kAttentionPart, k0 of kAttentionKeys.
+// Of the gradients: such rows beside one kv head, and the keys [k0, k1) of the span. r0 is a
+// multiple of kAttentionPart, k0 of kAttentionKeys.
 struct AttentionBackwardBlock {
   int64_t span, kv_head, r0, r1, k0, k1;
 };
 
-// The most rows of a block, a multiple of the tallest tile, and the keys they take at a time.
+// The most rows of a block in all its heads, a multiple of the tallest tile; the most of one head
+// beside others, which may take a place more; and the keys they take at a time.
 constexpr int64_t kAttentionRows = 48;
+constexpr int64_t kAttentionFew = 8;
 constexpr int64_t kAttentionKeys = 64;
 
 // What a thread works in.
@@ -147,6 +150,8 @@ struct AttentionScratch {
   float* out;  // [kAttentionRows, e]
   float* k;    // [kAttentionKeys, d], d likewise; aligned to 64 bytes, as q is
   float* v;    // [kAttentionKeys, e]
+  float* weights;  // [kAttentionRows, kAttentionKeys]
+  float* sums;     // [kAttentionRows, e]
 };
 
 // The gradients' blocks are square, of kAttentionKeys rows and columns; a tile may write more rows.

@@ -32,50 +32,68 @@ struct InColumns {
   void scale(int64_t, Vec (&)[R * C]) const {}
 };
 
-// A tile of w by rows, so many of them, the first at `w`.
+// A tile of w by rows, so many of them, the first at `w`. Where they are too short for hardware to
+// follow, what is read later lies `next` elements from each.
 template <class Dot>
 struct InRows {
   const typename Dot::Element* w;
   int64_t stride, rows, k;
+  int64_t next = 0;
+
+  // Of kLanes rows, the first at `at`. Asking for a line once is too little where each row is a
+  // page of its own.
+  void prefetch(const typename Dot::Element* at) const {
+    if (!next) return prefetch_rows(at + kLanes * stride, stride);
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; ++j) __builtin_prefetch(at + j * stride + next, 0, 3);
+  }
 };
 
-// kLanes rows of w after the other, as memory likes few streams: transposed in registers, block by
-// block. With 32 rows under way together it gives 10 GB/s in place of 16 (fp32, one Zen 3 core).
-template <class Dot, int R>
+// G times kLanes rows of w after the other, transposed in registers, block by block. Memory likes
+// few streams: with 32 rows of K=1024 under way together it gives 10 GB/s in place of 16 (fp32, one
+// Zen 3 core). With one row of x their sums wait for each addition's end, unless there are others.
+template <class Dot, int R, int G>
 void transposed_tile(const typename Dot::Staged* x, InRows<Dot> w, int64_t /*steps*/,
                      TileStart from, TileSums to) {
-  for (int64_t column = 0; column < w.rows; column += kLanes) {
+  for (int64_t column = 0; column < w.rows; column += G * kLanes) {
     const auto* rows = w.w + column * w.stride;
     const typename Dot::Staged* a = x;
     TileStart sums = from;
     int64_t k = 0;
     do {
-      Vec acc[R];
+      Vec acc[G * R];
 #pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) acc[r] = zero();
-      const auto step = [&](int64_t i, typename Dot::Operand b) {
-#pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) {
-          acc[r] = Dot::madd(Dot::spread(a[r * kChunkSteps<Dot> + i]), b, acc[r]);
-        }
-      };
+      for (int j = 0; j < G * R; ++j) acc[j] = zero();
       const int64_t size = smaller(w.k - k, kChunk);
       for (int64_t i = 0; i < size; i += kBlock<Dot>) {
-        typename Dot::Operand b[kLanes];
-        const auto* from = rows + k + i;
-        prefetch_rows(from + kLanes * w.stride, w.stride);
-        load_block<Dot>(from, w.stride, w.rows - column, size - i, b);
+        typename Dot::Operand b[G][kLanes];
+#pragma GCC unroll 2
+        for (int g = 0; g < G; ++g) {
+          const int64_t left = w.rows - column - g * kLanes;
+          const auto* from = rows + (left > 0 ? g * kLanes * w.stride : 0) + k + i;
+          w.prefetch(from);
+          load_block<Dot>(from, w.stride, left > 0 ? left : 1, size - i, b[g]);
+        }
+        const auto step = [&](int j) {
+#pragma GCC unroll 12
+          for (int r = 0; r < R; ++r) {
+            const auto one = Dot::spread(a[r * kChunkSteps<Dot> + i / Dot::kDepth + j]);
+#pragma GCC unroll 2
+            for (int g = 0; g < G; ++g) acc[r * G + g] = Dot::madd(one, b[g][j], acc[r * G + g]);
+          }
+        };
         if (size - i >= kBlock<Dot>) {
 #pragma GCC unroll 16
-          for (int j = 0; j < kLanes; ++j) step(i / Dot::kDepth + j, b[j]);
+          for (int j = 0; j < kLanes; ++j) step(j);
         } else {
-          for (int j = 0; j < steps_of<Dot>(size - i); ++j) step(i / Dot::kDepth + j, b[j]);
+          for (int j = 0; j < steps_of<Dot>(size - i); ++j) step(j);
         }
       }
 #pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const Vec sum = sums.data ? load(sums.data + r * sums.stride + column) : zero();
-        store(to.data + r * to.stride + column, add(sum, acc[r]));
+      for (int j = 0; j < G * R; ++j) {
+        const int64_t at = column + j % G * kLanes;
+        const Vec sum = sums.data ? load(sums.data + j / G * sums.stride + at) : zero();
+        store(to.data + j / G * to.stride + at, add(sum, acc[j]));
       }
       sums = to;
       a += R * kChunkSteps<Dot>;
@@ -90,7 +108,7 @@ LinearTile<Dot, InRows<Dot>> transposed_tile_of(int rows) {
   if constexpr (R > 1) {
     if (rows < R) return transposed_tile_of<Dot, R - 1>(rows);
   }
-  return transposed_tile<Dot, R>;
+  return transposed_tile<Dot, R, 1>;
 }
 
 }  // namespace

@@ -88,21 +88,19 @@ LinearScratch linear_scratch(const LinearArgs& args, const Cut& cut) {
   return {w, w + of_w, sums, two ? sums + of_sums : nullptr, stride};
 }
 
-// A block of a product, and how that was cut.
-struct Part {
+// A product cut into blocks, numbered from `first` on.
+struct Grid {
   const LinearArgs* of;
   Cut cut;
-  Block block;
-};
+  int64_t first;
 
-void add_parts(const LinearArgs& args, const Cut& cut, std::vector<Part>& parts) {
-  for (int64_t m = 0; m < args.m; m += cut.rows) {
-    for (int64_t n = 0; n < args.n; n += cut.columns) {
-      const Block block{m, std::min(args.m, m + cut.rows), n, std::min(args.n, n + cut.columns)};
-      parts.push_back({&args, cut, block});
-    }
+  int64_t across() const { return ceil_div(of->n, cut.columns); }
+  int64_t end() const { return first + ceil_div(of->m, cut.rows) * across(); }
+  Block block(int64_t i) const {
+    const int64_t m = (i - first) / across() * cut.rows, n = (i - first) % across() * cut.columns;
+    return {m, std::min(of->m, m + cut.rows), n, std::min(of->n, n + cut.columns)};
   }
-}
+};
 
 int64_t work_of(const LinearArgs& args) {
   const int64_t depth = args.k * (args.gated ? 2 : 1) + args.rank;
@@ -130,23 +128,27 @@ void linear_of_each(const LinearArgs* products, int64_t count, int threads) {
   }
   if (work == 0) return;
   if (work < kProductGrain || alone) threads = 1;
-  std::vector<Part> parts;
+  Grid one;  // of which most calls have one, and then allocate nothing
+  std::vector<Grid> several(count > 1 ? count : 0);
+  Grid* grids = count > 1 ? several.data() : &one;
+  int64_t blocks = 0, used = 0;
   for (int64_t i = 0; i < count; ++i) {
     const LinearArgs& args = products[i];
     if (args.m == 0 || args.n == 0) continue;
     const int64_t own = ceil_div(threads * work_of(args), work);
-    add_parts(args, cut_of(args, tuning_of(args).columns, static_cast<int>(own)), parts);
+    grids[used] = {&args, cut_of(args, tuning_of(args).columns, static_cast<int>(own)), blocks};
+    blocks = grids[used++].end();
   }
   // Of no k there is nothing to scale.
   const bool quantized = products[0].quantized.bits && products[0].k;
   const auto run = quantized ? kernels().quantized_linear
                              : kernels().linear[static_cast<int>(products[0].dtype)];
-  const int64_t size = static_cast<int64_t>(parts.size());
   // Not num_threads(): libgomp rebuilds its pool whenever that changes, and PyTorch shares it.
 #pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t i = 0; i < size; ++i) {
-    const auto& [of, cut, block] = parts[i];
-    run(*of, block, linear_scratch(*of, cut));
+  for (int64_t i = 0; i < blocks; ++i) {
+    const Grid* grid = grids;
+    while (i >= grid->end()) ++grid;
+    run(*grid->of, grid->block(i), linear_scratch(*grid->of, grid->cut));
   }
 }
 

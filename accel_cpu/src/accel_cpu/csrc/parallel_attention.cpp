@@ -25,10 +25,19 @@ int64_t work_of(const AttentionArgs& args) {
 
 AttentionScratch attention_scratch(int64_t d, int64_t e) {
   const int64_t whole = round_up(d, kChunk);
-  float* q = scratch((kAttentionRows + kAttentionKeys) * (whole + e));
-  float* k = q + kAttentionRows * whole;
-  float* out = k + kAttentionKeys * whole;
-  return {q, out, k, out + kAttentionRows * e};
+  float* next = scratch(kAttentionRows * (whole + kAttentionKeys + 2 * e) +
+                        kAttentionKeys * (whole + e));
+  const auto rows = [&](int64_t count, int64_t width) {
+    return std::exchange(next, next + count * width);
+  };
+  AttentionScratch of;
+  of.q = rows(kAttentionRows, whole);
+  of.k = rows(kAttentionKeys, whole);
+  of.weights = rows(kAttentionRows, kAttentionKeys);
+  of.out = rows(kAttentionRows, e);
+  of.sums = rows(kAttentionRows, e);
+  of.v = rows(kAttentionKeys, e);
+  return of;
 }
 
 AttentionBackwardScratch attention_backward_scratch(int64_t d, int64_t e) {
@@ -135,15 +144,24 @@ void run(const AttentionBackwardArgs& args, const std::vector<GradientItem>& ite
 
 }  // namespace
 
+// A block takes rows beside one kv head, or where they are few beside several, whose keys lie side
+// by side in memory; not so many that a thread stands idle.
 void attention(const AttentionArgs& args, int threads) {
   const auto run = kernels().attention[static_cast<int>(args.dtype)];
+  if (work_of(args) < kProductGrain) threads = 1;
+  const int64_t share = ceil_div(args.g * args.span_count, threads);
   std::vector<AttentionBlock> blocks;
   for (int64_t s = 0; s < args.span_count; ++s) {
-    for_parts(args, rows_of(args, s), kAttentionRows, [&](int64_t head, int64_t r0, int64_t r1) {
-      blocks.push_back({s, head, r0, r1});
-    });
+    const int64_t rows = rows_of(args, s), places = rows == 1 ? 1 : round_up(rows, 2);
+    const int64_t most = 0 < rows && rows <= kAttentionFew ? kAttentionRows / places : 1;
+    const int64_t heads = std::clamp<int64_t>(share, 1, most);
+    for (int64_t g = 0; g < args.g; g += heads) {
+      for (int64_t r = 0; r < rows; r += kAttentionRows) {
+        const int64_t r1 = std::min(rows, r + kAttentionRows);
+        blocks.push_back({s, g, std::min(args.g, g + heads), r, r1});
+      }
+    }
   }
-  if (work_of(args) < kProductGrain) threads = 1;
   const int64_t count = static_cast<int64_t>(blocks.size());
 #pragma omp parallel for schedule(dynamic) if (threads > 1)
   for (int64_t i = 0; i < count; ++i) run(args, blocks[i], attention_scratch(args.d, args.e));

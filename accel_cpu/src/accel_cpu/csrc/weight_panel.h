@@ -11,6 +11,14 @@
 namespace accel_cpu {
 namespace {
 
+// kLanes elements of each of kLanes rows, `stride` apart, transposed; vec_avx2.h has a better way.
+template <class T>
+[[gnu::always_inline]] inline void load_square(const T* p, int64_t stride, Vec (&out)[kLanes]) {
+#pragma GCC unroll 16
+  for (int j = 0; j < kLanes; ++j) out[j] = load(p + j * stride);
+  transpose(out);
+}
+
 // As a type, so that a step over fewer k than usual is compiled apart.
 template <int N>
 struct Depth {};
@@ -45,6 +53,9 @@ struct Widened : Fp32 {
   template <class... N>
   static Operand load_row(const T* w, N... n) {
     return load(w, n...);
+  }
+  static void load_square(const T* w, int64_t stride, Operand (&steps)[kLanes]) {
+    accel_cpu::load_square(w, stride, steps);
   }
   static void transpose(Operand (&rows)[kLanes]) { accel_cpu::transpose(rows); }
 };
@@ -101,9 +112,13 @@ inline void load_block(const typename Dot::Element* w, int64_t stride, int64_t r
     for (int j = 0; j < kLanes; ++j) steps[j] = end[j];
     return;
   }
+  if constexpr (requires { Dot::load_square(w, stride, steps); }) {
+    Dot::load_square(w, stride, steps);
+  } else {
 #pragma GCC unroll 16
-  for (int j = 0; j < kLanes; ++j) steps[j] = Dot::load_row(w + j * stride);
-  Dot::transpose(steps);
+    for (int j = 0; j < kLanes; ++j) steps[j] = Dot::load_row(w + j * stride);
+    Dot::transpose(steps);
+  }
 }
 
 // A part of w: columns [n, n1) of the result, of which a panel takes the first, over `k` of k from
