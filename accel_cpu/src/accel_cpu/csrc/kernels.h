@@ -179,8 +179,9 @@ constexpr int64_t kChunk = 64;
 constexpr int64_t kMaxSlice = 512, kStagedRows = 72;
 // What a panel holds of a column: the k of a slice, and of a quantised weight its chunks' scales.
 constexpr int64_t kPanelSteps = kMaxSlice + kMaxSlice / kChunk;
-// The tallest and the widest tile of any instruction set, of which all others are whole parts.
-constexpr int64_t kMaxTileRows = 12, kTileColumns = 64;
+// The tallest, the widest and the largest tile of any instruction set. The widest is whole ones of
+// all others.
+constexpr int64_t kMaxTileRows = 32, kTileColumns = 64, kMaxTileSums = 1024;
 
 // What a thread multiplies in, aligned to 64 bytes. The stride is no power of two, or rows would
 // meet in a few sets of the cache.

@@ -27,7 +27,7 @@ template <class Run, class Results>
 void sum_tile(const Slice& slice, const Block& tile, int R, int64_t C, Run run,
               const Results& results) {
   const auto& [block, scratch, k0, size, last] = slice;
-  float sums[kAccumulators * kLanes];
+  alignas(64) float sums[kMaxTileSums];
   const TileSums place = results.place(tile, R, C), here = {sums, C};
   float* kept = scratch.sums + (tile.m0 - block.m0) * scratch.sums_stride + (tile.n0 - block.n0);
   const TileSums waiting = place.data ? place : TileSums{kept, scratch.sums_stride};
@@ -103,11 +103,12 @@ static_assert(kStagedRows % kTileRows == 0, "up to kStagedRows are staged at onc
 template <class Dot, class Stage, class W, class Results>
 void many_rows(const Stage& stage, const W& w, int64_t k, const Block& block,
                const LinearScratch& scratch, const Results& results) {
-  const int R = tile_rows(smaller(block.m1 - block.m0, kStagedRows)), vectors = tile_vectors(R);
-  const int64_t C = vectors * kLanes, together = kStagedRows / R * R;
+  const int R = Tiles<Dot>::rows(smaller(block.m1 - block.m0, kStagedRows));
+  const int vectors = Tiles<Dot>::vectors(R);
+  const int64_t C = vectors * kLanes, together = (kStagedRows + R - 1) / R * R;
   const bool once = block.m1 - block.m0 <= together;
   auto* panels = static_cast<typename Dot::Operand*>(scratch.w);
-  const int64_t most = once && w.by_columns ? kChunk : kMaxSlice;
+  const int64_t most = once && w.by_columns ? kChunk : Tiles<Dot>::kSlice;
   const int64_t panel_size = vectors * kPanelSteps / Dot::kDepth;
 
   for_slices(block, scratch, k, most, [&](const Slice& slice) {
@@ -122,7 +123,7 @@ void many_rows(const Stage& stage, const W& w, int64_t k, const Block& block,
         const PanelOf<W> part = {w, n, block.n1, k0, size};
         if (m == block.m0) read_panel<Dot>(part, vectors, panel);
         auto in = in_panel<Dot>(part, vectors, panel);
-        const auto tile_sums = linear_tile_of<typename Dot::Arithmetic, decltype(in)>(R);
+        const auto tile_sums = Tiles<Dot>::template of<decltype(in)>(R);
         for (int64_t r = m; r < end; r += R) {
           const auto run = [&](TileStart from, TileSums to) {
             tile_sums(rows.tile(r - m), in, steps, from, to);
@@ -200,17 +201,26 @@ struct Finished {
   }
 };
 
-template <class Dot>
-void linear_part(const LinearArgs& args, const Block& block, const LinearScratch& scratch) {
-  using T = typename Dot::Element;
+// A part where `own` multiplies x, of T, by a weight of T.
+template <class T, class Own>
+void linear_part_by(const LinearArgs& args, const Block& block, const LinearScratch& scratch,
+                    Own own) {
   const Kept other = {block, scratch};
-  if (args.gated) product<Dot, T>(args.x, args.w_up, args.k, block, scratch, other);
+  if (args.gated) own(args.w_up, other);
   if (args.rank) product<Widened<T>, float>(args.u, args.lora_b, args.rank, block, scratch, other);
   const Finished<T> results = {args, args.gated || args.rank ? &other : nullptr};
   if (args.wide_x) {
     return product<Widened<T>, float>(args.x, args.w, args.k, block, scratch, results);
   }
-  product<Dot, T>(args.x, args.w, args.k, block, scratch, results);
+  own(args.w, results);
+}
+
+template <class Dot>
+void linear_part(const LinearArgs& args, const Block& block, const LinearScratch& scratch) {
+  using T = typename Dot::Element;
+  linear_part_by<T>(args, block, scratch, [&](const Matrix& w, const auto& results) {
+    product<Dot, T>(args.x, w, args.k, block, scratch, results);
+  });
 }
 
 }  // namespace

@@ -120,5 +120,17 @@ LinearTile<Dot, W> linear_tile_of(int rows) {
   return linear_tile<Dot, R, W>;
 }
 
+// The tiles that many rows of x are cut into: here of vectors.
+template <class Dot>
+struct Tiles {
+  static constexpr int64_t kSlice = kMaxSlice;  // the most k at a time
+  static int rows(int64_t rows) { return tile_rows(rows); }
+  static int vectors(int rows) { return tile_vectors(rows); }
+  template <class W>
+  static auto of(int rows) {
+    return linear_tile_of<typename Dot::Arithmetic, W>(rows);
+  }
+};
+
 }  // namespace
 }  // namespace accel_cpu

@@ -29,6 +29,7 @@ struct Fp32 {
   using Staged = float;  // what a row of x holds for one step
   using Operand = Vec;   // a step of kLanes columns
   static constexpr int kDepth = 1;  // of k in a step
+  static constexpr int kSteps = 1;  // are taken at once
 
   template <class X>
   static void stage(const X* x, int64_t k, Staged* out) {
@@ -63,9 +64,11 @@ struct Widened : Fp32 {
 template <class Dot>
 constexpr int64_t kChunkSteps = kChunk / Dot::kDepth;
 
+// Zeros fill the last.
 template <class Dot>
 constexpr int64_t steps_of(int64_t k) {
-  return (k + Dot::kDepth - 1) / Dot::kDepth;
+  constexpr int64_t kAtOnce = Dot::kDepth * Dot::kSteps;
+  return (k + kAtOnce - 1) / kAtOnce * Dot::kSteps;
 }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -155,6 +158,10 @@ void copy_columns(const PanelOf<>& part, int vectors, typename Dot::Operand* out
   for (int64_t i = 0; i < whole; ++i) copy(Depth<kDepth>{}, i, kDepth);
   if constexpr (kDepth > 1) {
     if (part.k % kDepth) copy(Depth<1>{}, whole, 1);
+  }
+  const int64_t filled = (part.k + kDepth - 1) / kDepth * vectors;
+  for (int64_t i = filled; i < steps_of<Dot>(part.k) * vectors; ++i) {
+    out[i] = typename Dot::Operand{};
   }
 }
 
