@@ -11,7 +11,7 @@ from accel.contracts import CONTRACTS
 from accel_conformance.measure import exact, shares
 from accel_conformance.oracles import ORACLES
 
-ISAS = ("avx512_bf16", "avx512", "avx2", "scalar")
+ISAS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "scalar")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

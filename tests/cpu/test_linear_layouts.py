@@ -127,6 +127,19 @@ def test_a_column_does_not_depend_on_the_others_nor_on_where_they_lie(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m", [1, 17, 80])
+def test_nothing_is_left_of_an_earlier_product(m, dtype):
+    """Where k ends inside what is multiplied at once; small, so that one thread computes both."""
+    x, nan = randn(m, 37, dtype=dtype), torch.full((m, 64), torch.nan, dtype=dtype)
+    for w, last in (
+        (randn(15, 37, dtype=dtype), nan[:1].expand(15, 64)),
+        (by_columns(15, 37, dtype), nan[0, :1].expand(64, 15).contiguous().t()),
+    ):
+        assert ops.linear(nan, last).isnan().all()
+        assert ops.linear(x, w).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("m", "k", "n"), [(1, 1, 1), (1, 64, 128), (7, 63, 33), (100, 2051, 67), (3, 11008, 257)]
 )

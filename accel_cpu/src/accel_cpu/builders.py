@@ -35,6 +35,7 @@ _X86 = {
     "avx2.cpp": _AVX2,
     "avx512.cpp": _AVX512,
     "avx512_bf16.cpp": (*_AVX512, "-mavx512bf16"),
+    "amx_bf16.cpp": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
 _ANY = ("dispatch.cpp", "parallel.cpp", "parallel_attention.cpp", "parallel_rows.cpp")
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")

@@ -123,6 +123,7 @@ def _slow_in_torch() -> frozenset[torch.dtype]:
         "avx2": {torch.bfloat16},
         "avx512": {torch.float32, torch.bfloat16},
         "avx512_bf16": {torch.float32},
+        "amx_bf16": {torch.float32},
     }
     isa = torch.ops.accel_cpu_kernels.isa()
     return frozenset({torch.float16, *slow[isa]}) if isa in slow else frozenset()

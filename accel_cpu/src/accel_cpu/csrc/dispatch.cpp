@@ -5,6 +5,10 @@
 
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include "amx_registers.h"
+#endif
+
 namespace accel_cpu {
 namespace {
 
@@ -26,7 +30,12 @@ std::vector<Candidate> candidates() {
   Kernels avx512_bf16 = kAvx512Kernels;  // fp32 and fp16 gain nothing from the bf16 instructions
   avx512_bf16.isa = "avx512_bf16";
   avx512_bf16.linear[static_cast<int>(DType::bf16)] = linear_part_bf16_pairs;
-  all.push_back({avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
+  Kernels amx_bf16 = avx512_bf16;
+  amx_bf16.isa = "amx_bf16";
+  amx_bf16.linear[static_cast<int>(DType::bf16)] = linear_part_bf16_tiles;
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  all.push_back({amx_bf16, bf16 && has_amx_bf16()});
+  all.push_back({avx512_bf16, bf16});
   all.push_back({kAvx512Kernels, avx512});
   all.push_back({kAvx2Kernels, avx2});
 #endif

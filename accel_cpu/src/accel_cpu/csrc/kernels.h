@@ -14,10 +14,11 @@
 //   avx2.cpp          avx2              -mavx2 -mfma -mf16c
 //   avx512.cpp        avx512            -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
 //   avx512_bf16.cpp   avx512_bf16       those of avx512.cpp and -mavx512bf16
+//   amx_bf16.cpp      amx_bf16          those of avx512_bf16.cpp, -mamx-tile -mamx-bf16 (GCC 11)
 //
-// What avx2.cpp and the avx512 files include lives in anonymous namespaces and calls no inline
-// function of the standard library: the linker keeps one copy of such a function, and one compiled
-// for AVX-512 would crash the other CPUs.
+// What avx2.cpp, the avx512 files and amx_bf16.cpp include lives in anonymous namespaces and calls
+// no inline function of the standard library: the linker keeps one copy of such a function, and one
+// compiled for AVX-512 would crash the other CPUs.
 #pragma once
 
 #include <cstdint>
@@ -211,6 +212,8 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 // Takes the place of the linear kernel for bf16 in kAvx512Kernels where the CPU has AVX512_BF16.
 void linear_part_bf16_pairs(const LinearArgs&, const Block&, const LinearScratch&);
+// Likewise where it has AMX_BF16 too.
+void linear_part_bf16_tiles(const LinearArgs&, const Block&, const LinearScratch&);
 #endif
 
 // The kernels in use: the best this CPU has, or the ones ACCEL_CPU_ISA names. Decided once, on the
