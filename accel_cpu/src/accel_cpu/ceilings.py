@@ -11,9 +11,11 @@ import torch
 from accel import Ceiling, NativeLibrary, Source
 
 # -ffp-contract=fast: a multiplication and an addition are to become one instruction here.
+_CSRC = Path(__file__).parent / "csrc"
 LIBRARY = NativeLibrary(
     "accel_cpu_ceilings",
-    [Source(Path(__file__).parent / "csrc/ceilings.cpp")],
+    [Source(_CSRC / "ceilings.cpp")],
+    headers=[_CSRC / "amx_registers.h"],
     flags=("-O3", "-ffp-contract=fast", "-pthread"),
 )
 READ = 256 << 20  # bytes

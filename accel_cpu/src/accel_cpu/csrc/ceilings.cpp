@@ -10,6 +10,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+#include "amx_registers.h"
 #endif
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -56,6 +58,19 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) int64_t avx512_b
   kept = 0 * _mm512_reduce_add_ps(all);
   return kSteps * kAccumulators * 2 * 32;
 }
+
+// Of zeros: no sum is read.
+__attribute__((target("amx-tile,amx-bf16"))) int64_t amx_bf16() {
+  _tile_loadconfig(&accel_cpu::kWholeTiles);  // zeros all
+  for (int64_t i = 0; i < kSteps; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return kSteps * 4 * 2 * 16 * 16 * 32;
+}
 #endif
 
 struct Means {
@@ -77,6 +92,7 @@ Means fp32() {
 Means bf16() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  if (accel_cpu::has_amx_bf16()) return {amx_bf16, "dot products of AMX-BF16"};
   if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl")) {
     return {avx512_bf16, "dot products of AVX-512-BF16"};
   }
