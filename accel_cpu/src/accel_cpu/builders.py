@@ -37,6 +37,8 @@ _X86 = {
     "avx512_bf16.cpp": (*_AVX512, "-mavx512bf16"),
     "amx_bf16.cpp": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
+# Scheduled before registers are given out, loads push a tile's sums into memory (GCC 12).
+_NEON = ("-fno-schedule-insns",)
 _ANY = ("dispatch.cpp", "parallel.cpp", "parallel_attention.cpp", "parallel_rows.cpp")
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -48,6 +50,7 @@ LIBRARY = NativeLibrary(
         Source(_CSRC / "binding.cpp", ("-O1",), torch=True),
         Source(_CSRC / "scalar.cpp", ("-O1",)),
         *(Source(_CSRC / name) for name in _ANY),
+        Source(_CSRC / "neon.cpp", _NEON),  # empty off AArch64
         *(Source(_CSRC / name, flags) for name, flags in _X86.items() if _IS_X86),
     ],
     headers=sorted(_CSRC.glob("*.h")),

@@ -39,6 +39,9 @@ std::vector<Candidate> candidates() {
   all.push_back({kAvx512Kernels, avx512});
   all.push_back({kAvx2Kernels, avx2});
 #endif
+#if defined(__ARM_ARCH_ISA_A64)
+  all.push_back({kNeonKernels, true});
+#endif
   all.push_back({kScalarKernels, true});
   return all;
 }
@@ -47,17 +50,14 @@ Kernels choose() {
   const char* variable = std::getenv("ACCEL_CPU_ISA");
   const std::string wanted = variable ? variable : "";
   std::string supported;
-  bool known = false;
   for (const Candidate& candidate : candidates()) {
-    const bool named = wanted == candidate.kernels.isa;
-    if (candidate.supported && (named || wanted.empty())) return candidate.kernels;
-    known |= named;
     if (!candidate.supported) continue;
+    if (wanted.empty() || wanted == candidate.kernels.isa) return candidate.kernels;
     supported += (supported.empty() ? "" : ", ") + std::string(candidate.kernels.isa);
   }
-  throw std::runtime_error("ACCEL_CPU_ISA asks for '" + wanted + "', which " +
-                           (known ? "this CPU lacks" : "is no instruction set accel_cpu knows") +
-                           "; possible here: " + supported);
+  throw std::runtime_error("ACCEL_CPU_ISA asks for '" + wanted +
+                           "', which this CPU lacks or accel_cpu does not know; possible here: " +
+                           supported);
 }
 
 }  // namespace

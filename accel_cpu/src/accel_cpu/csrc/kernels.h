@@ -6,11 +6,12 @@
 // never -ffast-math. (-O2 saves a fifth of the compiler's time and leaves loops over a few vectors
 // rolled up: layer_norm then takes 1.5 times as long.)
 //
-//   file              instruction set   flags of its own (the files with any are empty off x86-64)
+//   file              instruction set   flags of its own (files of another architecture are empty)
 //   binding.cpp       any               torch's include paths, -std and ABI; -O1
 //   dispatch.cpp      any
 //   parallel*.cpp     any
 //   scalar.cpp        any               -O1: it is for CPUs that no other file is for
+//   neon.cpp          neon              -fno-schedule-insns
 //   avx2.cpp          avx2              -mavx2 -mfma -mf16c
 //   avx512.cpp        avx512            -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
 //   avx512_bf16.cpp   avx512_bf16       those of avx512.cpp and -mavx512bf16
@@ -207,6 +208,9 @@ struct Kernels {
 };
 
 extern const Kernels kScalarKernels;
+#if defined(__ARM_ARCH_ISA_A64)  // AArch64
+extern const Kernels kNeonKernels;
+#endif
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;

@@ -14,7 +14,6 @@
 namespace accel_cpu {
 namespace {
 
-constexpr int kTileRows = kAccumulators / 2;  // of the tallest tile
 static_assert(kTileRows <= kMaxTileRows);
 
 // How wide a tile of these rows is: as many accumulators as the registers hold, or fewer rows

@@ -13,6 +13,7 @@ using Vec = __m256;
 constexpr int kLanes = 8;
 // 12 accumulators, a vector of each row of x and one of w fill the 16 registers.
 constexpr int kAccumulators = 12;
+constexpr int kTileRows = 6;  // of the tallest tile
 // The hardware's own is better: at M=4 14 GB/s, with this 11 (fp32 linear, K=1024, N=4096, one
 // Zen 3 core).
 constexpr bool kPrefetchRows = false;

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kLanes = 4;
 constexpr int kAccumulators = 4;
+constexpr int kTileRows = 2;  // of the tallest tile
 constexpr bool kPrefetchRows = false;
 
 struct Vec {

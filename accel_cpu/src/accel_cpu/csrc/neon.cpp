@@ -1,0 +1,25 @@
+#if defined(__ARM_ARCH_ISA_A64)
+#include "vec_neon.h"  // first: the others are written over its vectors
+
+#include "attention_backward.h"
+#include "attention_rows.h"
+#include "linear_part.h"
+#include "linear_quantized.h"
+#include "rotary_rows.h"
+#include "row_table.h"
+
+namespace accel_cpu {
+
+const Kernels kNeonKernels = {
+    "neon",
+    {linear_part<Widened<float>>, linear_part<Widened<bf16>>, linear_part<Widened<f16>>},
+    quantized_part,
+    {rotary_rows<float>, rotary_rows<bf16>, rotary_rows<f16>},
+    {attention_block<float>, attention_block<bf16>, attention_block<f16>},
+    attention_backward_block,
+    kRowKernels,
+};
+
+}  // namespace accel_cpu
+
+#endif
