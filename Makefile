@@ -42,6 +42,10 @@ test-asan: $(INSTALLED)  ## the native kernels under AddressSanitizer and UBSan,
 	@$(ASAN) $(PYTEST) tests/cpu
 	@$(ASAN) $(BIN)/accel conform --backend cpu
 
+# NEON on a processor that has AVX2, told that it is one with the instructions of AArch64.
+NEON := env ACCEL_CPU_ISA=neon ACCEL_CXXFLAGS="-I'$(CURDIR)/tests/cpu/emulation' -D__ARM_ARCH_ISA_A64 \
+	-DEMULATION=$(firstword $(shell cksum tests/cpu/emulation/arm_neon.h)) -w -mavx2 -mfma -mf16c"
+
 # On a processor that has AVX2 and no more. The kernels choose AMX as if it were there. At -O1 one of
 # the files takes half an hour to compile, at -O0 all take two minutes. The bench's ceilings are measured
 # on the processor itself.
@@ -49,10 +53,13 @@ EMULATION := $(addprefix tests/cpu/emulation/,avx512.h amx.h)
 EMULATED := env ACCEL_CXXFLAGS="$(EMULATION:%=-include '$(CURDIR)/%') -DEMULATION=$(firstword $(shell cat $(EMULATION) | cksum)) \
 	-O0 -w -mno-avx512f -mavx2 -mfma -mf16c"
 
-test-emulated: $(INSTALLED)  ## the native kernels' AVX-512 and AMX emulated, by SIMDe (apt install libsimde-dev)
+test-emulated: $(INSTALLED)  ## the native kernels' AVX-512, AMX and NEON emulated, by SIMDe (apt install libsimde-dev)
 	@$(EMULATED) $(BIN)/accel build
 	@$(EMULATED) $(PYTEST) tests/cpu --ignore tests/cpu/test_bench_cpu.py
 	@$(EMULATED) $(BIN)/accel conform --backend cpu --level smoke
+	@$(NEON) $(BIN)/accel build
+	@$(NEON) $(PYTEST) tests/cpu
+	@$(NEON) $(BIN)/accel conform --backend cpu --level smoke
 
 lint: $(INSTALLED)  ## style, types and the direction of imports
 	@$(BIN)/ruff check .

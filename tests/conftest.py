@@ -13,6 +13,9 @@ import torch.multiprocessing as mp
 
 from accel.native import cache as native_cache
 
+# What says whose kernels are tested.
+KERNELS = ("ACCEL_CXXFLAGS", "ACCEL_CPU_ISA")
+
 
 @pytest.fixture(scope="session")
 def build_cache(tmp_path_factory):
@@ -27,7 +30,7 @@ def build_cache(tmp_path_factory):
 def _clean_environment(build_cache, monkeypatch):
     """No variable from outside decides a test, and nothing is built into the user's cache."""
     for name in list(os.environ):
-        if name.startswith("ACCEL_") and name != "ACCEL_CXXFLAGS":  # whose kernels are tested
+        if name.startswith("ACCEL_") and name not in KERNELS:
             monkeypatch.delenv(name)
     monkeypatch.setenv("ACCEL_CACHE_DIR", str(build_cache))
 

@@ -1,8 +1,10 @@
 """What the tests of the kernels share: processes that take one instruction set, and oracles."""
 
 import os
+import re
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -11,26 +13,41 @@ from accel.contracts import CONTRACTS
 from accel_conformance.measure import exact, shares
 from accel_conformance.oracles import ORACLES
 
-ISAS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "scalar")
+ISAS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "neon", "scalar")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CHOOSES = """
+from accel_cpu.builders import LIBRARY
+import torch
+LIBRARY.load()
+torch.ops.accel_cpu_kernels.isa()
+"""
 
 
-_lacking = set()
+def _with(isa, *arguments):
+    """Python with ``isa``: it is chosen once, so in a process of its own."""
+    environment = {**os.environ, "ACCEL_CPU_ISA": isa}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@cache
+def possible():
+    """The instruction sets there are here, as the refusal of what is none lists them."""
+    refused = _with("?", "-c", CHOOSES).stderr
+    found = re.search("possible here: (.*)", refused)
+    assert found, refused
+    return found[1].split(", ")
+
+
+def skip_without(isa):
+    if isa not in possible():
+        pytest.skip(f"this CPU has no {isa}, only {', '.join(possible())}")
 
 
 def run(file, isa):
-    """The lines ``file`` prints with ``isa``: it is chosen once, so in a process of its own."""
-    if isa in _lacking:
-        pytest.skip(f"this CPU lacks {isa}")
-    done = subprocess.run(
-        [sys.executable, file, isa],
-        env={**os.environ, "ACCEL_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-    )
-    if "this CPU lacks" in done.stderr:
-        _lacking.add(isa)
-        pytest.skip(done.stderr.strip().splitlines()[-1])
+    """The lines ``file`` prints with ``isa``."""
+    skip_without(isa)
+    done = _with(isa, file, isa)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -6,11 +6,19 @@ import sys
 import numpy as np
 import pytest
 import torch
-from instruction_sets import DTYPES, ISAS, assert_samples_are_right, randn, run, same_bits
+from instruction_sets import (
+    DTYPES,
+    ISAS,
+    assert_samples_are_right,
+    randn,
+    run,
+    same_bits,
+    skip_without,
+)
 
 from accel import NativeLibrary, Source, ops
 from accel.contracts import CONTRACTS
-from accel_cpu.builders import _AVX2, _AVX512, _CSRC, LIBRARY
+from accel_cpu.builders import _AVX2, _AVX512, _CSRC, _NEON, LIBRARY
 
 pytestmark = pytest.mark.usefixtures("_native")
 
@@ -103,15 +111,14 @@ extern "C" __attribute__((visibility("default"))) void exp_of(const float* a, fl
   });
 }
 """
-FLAGS = {"avx512": _AVX512, "avx2": _AVX2, "scalar": ()}
+FLAGS = {"avx512": _AVX512, "avx2": _AVX2, "neon": _NEON, "scalar": ()}
 
 
 @pytest.fixture(params=FLAGS)
 def exp(request, tmp_path):
     """The kernels' exp on a float32 array."""
     isa = request.param
-    if isa != "scalar" and isa.upper() not in torch.backends.cpu.get_cpu_capability():
-        pytest.skip(f"this CPU lacks {isa}, or torch does not use it")
+    skip_without(isa)
     source = tmp_path / f"exp_{isa}.cpp"
     source.write_text(EXP)
     flags = (*LIBRARY.flags, f"-I{_CSRC}", f'-DVECTORS="vec_{isa}.h"', *FLAGS[isa])

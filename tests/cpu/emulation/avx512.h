@@ -1,11 +1,13 @@
 // AVX-512 by SIMDe, on processors that have no more than AVX2: forced before every file of the
-// kernels (make test-emulated), so that they run as they stand. What SIMDe 0.7.4 lacks is below, by
-// lanes in memory, out of line, as it takes long enough to compile. Its speed says nothing.
+// kernels (make test-emulated), so that they run as they stand. What SIMDe 0.7.4 lacks or has wrong
+// is below, by lanes in memory, out of line, as it takes long enough to compile. Its speed says
+// nothing.
 #pragma once
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -62,6 +64,14 @@ template <class To, class From, class VectorTo, class VectorFrom>
       Lanes<__m128i, 2>{{_mm256_cvtps_ph(wide.at[0], 0), _mm256_cvtps_ph(wide.at[1], 0)}});
 }
 
+// By a power of two that may itself be out of range, as it is in e^88.7.
+[[gnu::noinline]] inline __m512 scale(__m512 a, __m512 n) {
+  auto lanes = as<Lanes<float, 16>>(a);
+  const auto by = as<Lanes<float, 16>>(n);
+  for (int i = 0; i < 16; ++i) lanes.at[i] = std::ldexp(lanes.at[i], static_cast<int>(by.at[i]));
+  return as<__m512>(lanes);
+}
+
 [[gnu::noinline]] inline __m512 shuffle_quarters(__m512 a, __m512 b, int which) {
   const auto x = as<Lanes<__m128, 4>>(a), y = as<Lanes<__m128, 4>>(b);
   return as<__m512>(Lanes<__m128, 4>{{x.at[which & 3], x.at[which >> 2 & 3], y.at[which >> 4 & 3],
@@ -80,6 +90,7 @@ template <class To, class From, class VectorTo, class VectorFrom>
 #define _mm512_cvtepu16_epi32(a) emulated::convert<uint32_t, uint16_t, __m512i>(a)
 #define _mm512_cvtph_ps(a) emulated::from_half(a)
 #define _mm512_cvtps_ph(a, rounding) emulated::to_half(a)
+#define _mm512_scalef_ps(a, n) emulated::scale(a, n)
 #define _mm512_extractf32x8_ps(a, i) emulated::as<emulated::Lanes<__m256, 2>>(a).at[i]
 #define _mm512_shuffle_f32x4(a, b, which) emulated::shuffle_quarters(a, b, which)
 
