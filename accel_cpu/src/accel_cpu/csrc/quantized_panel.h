@@ -13,11 +13,12 @@ struct PackedBytes {
   using Operand = Vec;
   static constexpr int kDepth = 4;
 
-  static Operand load_row(const uint8_t* w) { return load(reinterpret_cast<const float*>(w)); }
+  // Wherever they lie: a load of floats may count on their alignment.
+  static Operand load_row(const uint8_t* w) { return load_row(w, sizeof(Operand)); }
   static Operand load_row(const uint8_t* w, int n) {
-    float lanes[kLanes] = {};
-    __builtin_memcpy(lanes, w, n);
-    return load(lanes);
+    Operand lanes = zero();
+    __builtin_memcpy(&lanes, w, n);
+    return lanes;
   }
   static void transpose(Operand (&rows)[kLanes]) { accel_cpu::transpose(rows); }
 };
