@@ -12,9 +12,7 @@ namespace accel_cpu {
 
 void linear_part_bf16_tiles(const LinearArgs& args, const Block& block,
                             const LinearScratch& scratch) {
-  linear_part_by<bf16>(args, block, scratch, [&](const Matrix& w, const auto& results) {
-    product_of_tiles(args.x, w, args.k, block, scratch, results);
-  });
+  linear_part_by<bf16>(args, block, scratch, product_of_tiles);
 }
 
 }  // namespace accel_cpu

@@ -162,9 +162,9 @@ inline void turned_tiles(const Bf16Tiles::Operand* x, const InRows<Bf16Tiles>& w
 }
 
 // Of up to kSide rows, which wait as a panel where others' rows do.
-template <class Results>
-void turned_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
-                 const LinearScratch& scratch, const Results& results) {
+void turned_rows(const Matrix& x, const Matrix& w, int64_t k, const Results& results) {
+  const Block& block = results.block;
+  const LinearScratch& scratch = results.scratch;
   constexpr int64_t C = 2 * kSide, kMost = kStagedRows / (kSide / 2) * kMaxSlice;
   const int R = static_cast<int>(block.m1 - block.m0);
   auto* panel = static_cast<Bf16Tiles::Operand*>(scratch.x);
@@ -182,17 +182,13 @@ void turned_rows(const Matrix& x, const Matrix& w, int64_t k, const Block& block
 }
 
 // Few rows take w as it lies, more a panel of it.
-template <class Results>
-void product_of_tiles(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
-                      const LinearScratch& scratch, const Results& results) {
+void product_of_tiles(const Matrix& x, const Matrix& w, int64_t k, const Results& results) {
   const TileRegisters registers;
-  if (block.m1 - block.m0 <= kSide && !w.by_columns) {
-    return turned_rows(x, w, k, block, scratch, results);
+  if (results.block.m1 - results.block.m0 <= kSide && !w.by_columns) {
+    return turned_rows(x, w, k, results);
   }
-  const auto stage = [&](int64_t m, int64_t m1, int64_t k0, int64_t size, const auto& rows) {
-    stage_rows<Bf16Tiles, bf16>(x, m, m1, k0, size, rows);
-  };
-  many_rows<Bf16Tiles>(stage, w, k, block, scratch, results);
+  many_rows<Bf16Tiles, Matrix>({x, stage_rows<Bf16Tiles, bf16>}, w, read_panel<Bf16Tiles>, k,
+                               results);
 }
 
 }  // namespace

@@ -42,20 +42,26 @@ void widen_to(float* out, const T* a, int64_t size) {
   for_each_vector(size, [=](int64_t i, auto... n) { store(out + i, load(a + i, n...), n...); });
 }
 
-void add_in_place(float* a, DType dtype, const void* b, int64_t offset, int64_t size) {
+// Calls f with an element of this dtype.
+template <class F>
+void of_dtype(DType dtype, F f) {
   switch (dtype) {
-    case DType::f32: return add_in_place(a, static_cast<const float*>(b) + offset, size);
-    case DType::bf16: return add_in_place(a, static_cast<const bf16*>(b) + offset, size);
-    case DType::f16: return add_in_place(a, static_cast<const f16*>(b) + offset, size);
+    case DType::f32: return f(float{});
+    case DType::bf16: return f(bf16{});
+    case DType::f16: return f(f16{});
   }
 }
 
+void add_in_place(float* a, DType dtype, const void* b, int64_t offset, int64_t size) {
+  of_dtype(dtype, [=](auto element) {
+    add_in_place(a, static_cast<const decltype(element)*>(b) + offset, size);
+  });
+}
+
 void round_to(DType dtype, void* out, int64_t offset, const float* a, int64_t size) {
-  switch (dtype) {
-    case DType::f32: return round_to(static_cast<float*>(out) + offset, a, size);
-    case DType::bf16: return round_to(static_cast<bf16*>(out) + offset, a, size);
-    case DType::f16: return round_to(static_cast<f16*>(out) + offset, a, size);
-  }
+  of_dtype(dtype, [=](auto element) {
+    round_to(static_cast<decltype(element)*>(out) + offset, a, size);
+  });
 }
 
 template <class F>

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "elementwise.h"
-#include "kernels.h"
+#include "linear_tile.h"
 
 namespace accel_cpu {
 namespace {
@@ -16,13 +16,12 @@ inline void add_scaled_in_place(float* a, const float* b, float scale, int64_t s
 
 // Of row m, columns from n on. `other` holds the sums of x w_up^T or of u lora_b^T where there is
 // one.
-template <class T>
 void finish_row(const LinearArgs& args, int64_t m, int64_t n, int64_t columns, float* sums,
                 float* other) {
-  if (args.bias) add_in_place(sums, static_cast<const T*>(args.bias) + n, columns);
+  if (args.bias) add_in_place(sums, args.dtype, args.bias, n, columns);
   activate_in_place(args.act, sums, columns);
   if (args.gated) {
-    if (args.bias_up) add_in_place(other, static_cast<const T*>(args.bias_up) + n, columns);
+    if (args.bias_up) add_in_place(other, args.dtype, args.bias_up, n, columns);
     multiply_in_place(sums, other, columns);
   }
   if (args.rank) add_scaled_in_place(sums, other, args.scale, columns);
@@ -44,23 +43,68 @@ void finish_plain(const LinearArgs& args, const Block& tile, const float* sums, 
 }
 
 // `sums` and `other` are [rows, columns] of their stride.
-template <class T>
 void finish_tile(const LinearArgs& args, const Block& tile, float* sums, int64_t stride,
                  float* other, int64_t other_stride) {
   const bool whole = (tile.n1 - tile.n0) % kLanes == 0;
   if (whole && args.act == Activation::none && !other) {
-    switch (args.out_dtype) {
-      case DType::f32: return finish_plain<T, float>(args, tile, sums, stride);
-      case DType::bf16: return finish_plain<T, bf16>(args, tile, sums, stride);
-      case DType::f16: return finish_plain<T, f16>(args, tile, sums, stride);
-    }
+    return of_dtype(args.dtype, [&](auto in) {
+      of_dtype(args.out_dtype, [&](auto out) {
+        finish_plain<decltype(in), decltype(out)>(args, tile, sums, stride);
+      });
+    });
   }
   for (int64_t m = tile.m0; m < tile.m1; ++m) {
-    finish_row<T>(args, m, tile.n0, tile.n1 - tile.n0, sums, other);
+    finish_row(args, m, tile.n0, tile.n1 - tile.n0, sums, other);
     sums += stride;
     if (other) other += other_stride;
   }
 }
+
+// Where the sums of a block come from and go to: the results, or, kept, beside those of another
+// product that are finished with them.
+struct Results {
+  const LinearArgs& args;
+  const Block& block;
+  const LinearScratch& scratch;
+  bool kept = false, with_kept = false;
+
+  TileSums place_kept(const Block& tile) const {
+    const int64_t stride = scratch.sums_stride;
+    return {scratch.other + (tile.m0 - block.m0) * stride + (tile.n0 - block.n0), stride};
+  }
+  static bool whole(const Block& tile, int R, int64_t C) {
+    return tile.m1 - tile.m0 == R && tile.n1 - tile.n0 == C;
+  }
+  // The partial sum, where it lies or `here`.
+  TileStart start(const Block& tile, int R, int64_t C, TileSums here) const {
+    if (kept || !args.partial.data) return {};
+    const int64_t stride = args.partial.stride;
+    if (args.partial_dtype == DType::f32 && whole(tile, R, C)) {
+      return {static_cast<const float*>(args.partial.data) + tile.m0 * stride + tile.n0, stride};
+    }
+    for (int r = 0; r < R; ++r) {
+      float* row = here.data + r * here.stride;
+      for_each_vector(C, [&](int64_t i, auto...) { store(row + i, zero()); });
+      const int64_t m = tile.m0 + r;
+      if (m >= tile.m1) continue;
+      add_in_place(row, args.partial_dtype, args.partial.data, m * stride + tile.n0,
+                   tile.n1 - tile.n0);
+    }
+    return here;
+  }
+  // Whole tiles of fp32 that nothing more happens to go straight to their place.
+  TileSums place(const Block& tile, int R, int64_t C) const {
+    if (kept) return place_kept(tile);
+    const bool done = args.out_dtype == DType::f32 && args.act == Activation::none && !args.bias &&
+                      !with_kept;
+    if (!whole(tile, R, C) || !done) return {};
+    return {static_cast<float*>(args.out) + tile.m0 * args.out_stride + tile.n0, args.out_stride};
+  }
+  void finish(const Block& tile, float* sums, int64_t stride) const {
+    const TileSums other = with_kept ? place_kept(tile) : TileSums{};
+    finish_tile(args, tile, sums, stride, other.data, other.stride);
+  }
+};
 
 }  // namespace
 }  // namespace accel_cpu

@@ -23,7 +23,7 @@ struct Slice {
 // Calls run(from, to) with where the sums of a tile of R rows and C columns come from, first of all
 // results.start(), and go to: their place, if results.place() has one, else they wait in memory
 // until results.finish() takes them there.
-template <class Run, class Results>
+template <class Run>
 void sum_tile(const Slice& slice, const Block& tile, int R, int64_t C, Run run,
               const Results& results) {
   const auto& [block, scratch, k0, size, last] = slice;
@@ -61,10 +61,23 @@ StagedRows<Dot> staged(const LinearScratch& scratch, int rows, int64_t k) {
   return {static_cast<typename Dot::Staged*>(scratch.x), rows, (k + kChunk - 1) / kChunk};
 }
 
-// Of up to kFewRows rows, which stage(m, m1, k0, k, out) stages.
-template <class Dot, class Stage, class Results>
-void few_rows(const Stage& stage, const Matrix& w, int64_t k, const Block& block,
-              const LinearScratch& scratch, const Results& results) {
+// x, and how its rows are staged.
+template <class Dot>
+struct RowsOf {
+  const Matrix& x;
+  void (*rows)(const Matrix&, int64_t m, int64_t m1, int64_t k0, int64_t k, const StagedRows<Dot>&);
+
+  void stage(int64_t m, int64_t m1, int64_t k0, int64_t k, const StagedRows<Dot>& out) const {
+    rows(x, m, m1, k0, k, out);
+  }
+};
+
+// Of up to kFewRows rows.
+template <class Dot>
+void few_rows(const RowsOf<typename Dot::Arithmetic>& x, const Matrix& w, int64_t k,
+              const Results& results) {
+  const Block& block = results.block;
+  const LinearScratch& scratch = results.scratch;
   const int R = static_cast<int>(block.m1 - block.m0), vectors = tile_vectors(R);
   const int64_t C = vectors * kLanes;
   auto* panel = static_cast<typename Dot::Operand*>(scratch.w);
@@ -77,8 +90,8 @@ void few_rows(const Stage& stage, const Matrix& w, int64_t k, const Block& block
 
   for_slices(block, scratch, k, most, [&](const Slice& slice) {
     const int64_t k0 = slice.k0, size = slice.size, steps = steps_of<Dot>(size);
-    const auto rows = staged<Dot>(scratch, R, size);
-    stage(block.m0, block.m1, k0, size, rows);
+    const auto rows = staged<typename Dot::Arithmetic>(scratch, R, size);
+    x.stage(block.m0, block.m1, k0, size, rows);
     for_columns(block, block.m0, block.m1, C, [&](const Block& tile) {
       const auto run = [&](TileStart from, TileSums to) {
         const auto* at = static_cast<const typename Dot::Element*>(w.data) +
@@ -99,10 +112,15 @@ void few_rows(const Stage& stage, const Matrix& w, int64_t k, const Block& block
 
 static_assert(kStagedRows % kTileRows == 0, "up to kStagedRows are staged at once");
 
-// Of more, of a w that read_panel and in_panel know.
-template <class Dot, class Stage, class W, class Results>
-void many_rows(const Stage& stage, const W& w, int64_t k, const Block& block,
-               const LinearScratch& scratch, const Results& results) {
+template <class Dot, class W>
+using ReadPanel = void (*)(const PanelOf<W>&, int vectors, typename Dot::Operand*);
+
+// Of more, of a w whose panels `read` reads and in_panel knows.
+template <class Dot, class W>
+void many_rows(const RowsOf<Dot>& x, const W& w, ReadPanel<Dot, W> read, int64_t k,
+               const Results& results) {
+  const Block& block = results.block;
+  const LinearScratch& scratch = results.scratch;
   const int R = Tiles<Dot>::rows(smaller(block.m1 - block.m0, kStagedRows));
   const int vectors = Tiles<Dot>::vectors(R);
   const int64_t C = vectors * kLanes, together = (kStagedRows + R - 1) / R * R;
@@ -116,12 +134,12 @@ void many_rows(const Stage& stage, const W& w, int64_t k, const Block& block,
     const auto rows = staged<Dot>(scratch, R, size);
     for (int64_t m = block.m0; m < block.m1; m += together) {
       const int64_t end = smaller(m + together, block.m1);
-      stage(m, end, k0, size, rows);
+      x.stage(m, end, k0, size, rows);
       for_columns(block, m, end, C, [&](const Block& tiles) {
         const int64_t n = tiles.n0;
         auto* panel = once ? panels : panels + (n - block.n0) / C * panel_size;
         const PanelOf<W> part = {w, n, block.n1, k0, size};
-        if (m == block.m0) read_panel<Dot>(part, vectors, panel);
+        if (m == block.m0) read(part, vectors, panel);
         auto in = in_panel<Dot>(part, vectors, panel);
         const auto tile_sums = Tiles<Dot>::template of<decltype(in)>(R);
         for (int64_t r = m; r < end; r += R) {
@@ -136,91 +154,30 @@ void many_rows(const Stage& stage, const W& w, int64_t k, const Block& block,
 }
 
 // The sums of x w^T, x of X, for each tile of the block.
-template <class Dot, class X, class Results>
-void product(const Matrix& x, const Matrix& w, int64_t k, const Block& block,
-             const LinearScratch& scratch, const Results& results) {
-  const auto stage = [&](int64_t m, int64_t m1, int64_t k0, int64_t size, const auto& rows) {
-    stage_rows<Dot, X>(x, m, m1, k0, size, rows);
-  };
-  if (block.m1 - block.m0 <= kFewRows) {
-    return few_rows<Dot>(stage, w, k, block, scratch, results);
-  }
-  many_rows<Dot>(stage, w, k, block, scratch, results);
+template <class Dot, class X>
+void product(const Matrix& x, const Matrix& w, int64_t k, const Results& results) {
+  using Arithmetic = typename Dot::Arithmetic;
+  const RowsOf<Arithmetic> rows = {x, stage_rows<Arithmetic, X>};
+  if (results.block.m1 - results.block.m0 <= kFewRows) return few_rows<Dot>(rows, w, k, results);
+  many_rows<Arithmetic, Matrix>(rows, w, read_panel<Dot>, k, results);
 }
 
-// Sums that another product of the same block is finished with.
-struct Kept {
-  const Block& block;
-  const LinearScratch& scratch;
-
-  float* at(const Block& tile) const {
-    return scratch.other + (tile.m0 - block.m0) * scratch.sums_stride + (tile.n0 - block.n0);
-  }
-  TileStart start(const Block&, int, int64_t, TileSums) const { return {}; }
-  TileSums place(const Block& tile, int, int64_t) const {
-    return {at(tile), scratch.sums_stride};
-  }
-  void finish(const Block&, float*, int64_t) const {}
-};
-
-template <class T>
-struct Finished {
-  const LinearArgs& args;
-  const Kept* other;
-
-  static bool whole(const Block& tile, int R, int64_t C) {
-    return tile.m1 - tile.m0 == R && tile.n1 - tile.n0 == C;
-  }
-  // The partial sum, where it lies or `here`.
-  TileStart start(const Block& tile, int R, int64_t C, TileSums here) const {
-    if (!args.partial.data) return {};
-    const int64_t stride = args.partial.stride;
-    if (args.partial_dtype == DType::f32 && whole(tile, R, C)) {
-      return {static_cast<const float*>(args.partial.data) + tile.m0 * stride + tile.n0, stride};
-    }
-    for (int r = 0; r < R; ++r) {
-      float* row = here.data + r * here.stride;
-      for_each_vector(C, [&](int64_t i, auto...) { store(row + i, zero()); });
-      const int64_t m = tile.m0 + r;
-      if (m >= tile.m1) continue;
-      add_in_place(row, args.partial_dtype, args.partial.data, m * stride + tile.n0,
-                   tile.n1 - tile.n0);
-    }
-    return here;
-  }
-  // Whole tiles of fp32 that nothing more happens to go straight to their place.
-  TileSums place(const Block& tile, int R, int64_t C) const {
-    const bool done = args.out_dtype == DType::f32 && args.act == Activation::none && !args.bias &&
-                      !other;
-    if (!whole(tile, R, C) || !done) return {};
-    return {static_cast<float*>(args.out) + tile.m0 * args.out_stride + tile.n0, args.out_stride};
-  }
-  void finish(const Block& tile, float* sums, int64_t stride) const {
-    float* second = other ? other->at(tile) : nullptr;
-    finish_tile<T>(args, tile, sums, stride, second, other ? other->scratch.sums_stride : 0);
-  }
-};
-
 // A part where `own` multiplies x, of T, by a weight of T.
-template <class T, class Own>
+template <class T>
 void linear_part_by(const LinearArgs& args, const Block& block, const LinearScratch& scratch,
-                    Own own) {
-  const Kept other = {block, scratch};
-  if (args.gated) own(args.w_up, other);
-  if (args.rank) product<Widened<T>, float>(args.u, args.lora_b, args.rank, block, scratch, other);
-  const Finished<T> results = {args, args.gated || args.rank ? &other : nullptr};
-  if (args.wide_x) {
-    return product<Widened<T>, float>(args.x, args.w, args.k, block, scratch, results);
-  }
-  own(args.w, results);
+                    void (*own)(const Matrix&, const Matrix&, int64_t, const Results&)) {
+  const Results keep = {args, block, scratch, true};
+  if (args.gated) own(args.x, args.w_up, args.k, keep);
+  if (args.rank) product<Widened<T>, float>(args.u, args.lora_b, args.rank, keep);
+  const Results results = {args, block, scratch, false, args.gated || args.rank};
+  if (args.wide_x) return product<Widened<T>, float>(args.x, args.w, args.k, results);
+  own(args.x, args.w, args.k, results);
 }
 
 template <class Dot>
 void linear_part(const LinearArgs& args, const Block& block, const LinearScratch& scratch) {
   using T = typename Dot::Element;
-  linear_part_by<T>(args, block, scratch, [&](const Matrix& w, const auto& results) {
-    product<Dot, T>(args.x, w, args.k, block, scratch, results);
-  });
+  linear_part_by<T>(args, block, scratch, product<Dot, T>);
 }
 
 }  // namespace

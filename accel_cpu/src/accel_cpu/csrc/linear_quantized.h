@@ -9,6 +9,9 @@
 namespace accel_cpu {
 namespace {
 
+// The most rows that take w as it is read. (Each number takes the compiler a second.)
+constexpr int kFewQuantizedRows = kFewRows < 4 ? kFewRows : 4;
+
 // Chunks side by side in a tile of R rows and one vector: alone each addition would wait for the
 // last one's end.
 template <int R>
@@ -44,7 +47,7 @@ void quantized_tile(const float* x, const PanelOf<QuantizedMatrix>& slice, Vec* 
                     TileStart from, TileSums to) {
   constexpr int P = kSideBySide<R>;
   const int64_t below = kLanes * slice.w.bytes.stride;  // the next tile's rows
-  const Vec unit = unit_of(kBits);
+  const Vec unit = broadcast(unit_of(kBits));
   Scales scales = {slice};
   Vec sums[R];
 #pragma GCC unroll 12
@@ -84,8 +87,8 @@ inline void fill_chunk(const StagedRows<Fp32>& staged, int64_t k) {
 using QuantizedTile = void (*)(const float*, const PanelOf<QuantizedMatrix>&, Vec*, TileStart,
                                TileSums);
 
-// The tile for 1 to kFewRows rows.
-template <int kBits, int R = kFewRows>
+// The tile for 1 to kFewQuantizedRows rows.
+template <int kBits, int R = kFewQuantizedRows>
 QuantizedTile quantized_tile_of(int rows) {
   if constexpr (R > 1) {
     if (rows < R) return quantized_tile_of<kBits, R - 1>(rows);
@@ -93,16 +96,17 @@ QuantizedTile quantized_tile_of(int rows) {
   return quantized_tile<kBits, R>;
 }
 
-// Of up to kFewRows rows, where chunks take their scale.
-template <class Stage, class Results>
-void few_quantized_rows(const Stage& stage, const QuantizedMatrix& w, int64_t k, const Block& block,
-                        const LinearScratch& scratch, const Results& results) {
+// Of up to kFewQuantizedRows rows, where chunks take their scale.
+void few_quantized_rows(const RowsOf<Fp32>& x, const QuantizedMatrix& w, int64_t k,
+                        const Results& results) {
+  const Block& block = results.block;
+  const LinearScratch& scratch = results.scratch;
   const int R = static_cast<int>(block.m1 - block.m0);
   auto* packed = static_cast<Vec*>(scratch.w);
   const auto tile_sums = w.bits == 8 ? quantized_tile_of<8>(R) : quantized_tile_of<4>(R);
   for_slices(block, scratch, k, kStagedRows / R * kMaxSlice, [&](const Slice& slice) {
     const auto rows = staged<Fp32>(scratch, R, slice.size);
-    stage(block.m0, block.m1, slice.k0, slice.size, rows);
+    x.stage(block.m0, block.m1, slice.k0, slice.size, rows);
     fill_chunk(rows, slice.size);
     for_columns(block, block.m0, block.m1, kLanes, [&](const Block& tile) {
       const PanelOf<QuantizedMatrix> part = {w, tile.n0, tile.n1, slice.k0, slice.size};
@@ -114,44 +118,16 @@ void few_quantized_rows(const Stage& stage, const QuantizedMatrix& w, int64_t k,
   });
 }
 
-// Calls f with an element of x's dtype. What is compiled once for all of them asks it seldom: for
-// rows to stage and for tiles to finish.
-template <class F>
-void of_dtype(DType dtype, F f) {
-  switch (dtype) {
-    case DType::f32: return f(float{});
-    case DType::bf16: return f(bf16{});
-    case DType::f16: return f(f16{});
-  }
-}
-
-struct FinishedInDType {
-  const LinearArgs& args;
-
-  TileStart start(const Block&, int, int64_t, TileSums) const { return {}; }
-  TileSums place(const Block& tile, int R, int64_t C) const {
-    return Finished<float>{args, nullptr}.place(tile, R, C);
-  }
-  void finish(const Block& tile, float* sums, int64_t stride) const {
-    of_dtype(args.dtype, [&](auto x) {
-      Finished<decltype(x)>{args, nullptr}.finish(tile, sums, stride);
-    });
-  }
-};
-
 void quantized_part(const LinearArgs& args, const Block& block, const LinearScratch& scratch) {
-  const auto stage = [&](int64_t m, int64_t m1, int64_t k0, int64_t k, const auto& out) {
-    of_dtype(args.dtype, [&](auto x) {
-      using X = decltype(x);
-      stage_rows<Widened<X>, X>(args.x, m, m1, k0, k, {out.data, out.rows, out.chunks});
-    });
-  };
-  const FinishedInDType results = {args};
   const QuantizedMatrix& w = args.quantized;
-  if (block.m1 - block.m0 <= kFewRows && scales_chunks(w)) {
-    return few_quantized_rows(stage, w, args.k, block, scratch, results);
-  }
-  many_rows<Fp32>(stage, w, args.k, block, scratch, results);
+  const Results results = {args, block, scratch};
+  of_dtype(args.dtype, [&](auto element) {
+    const RowsOf<Fp32> x = {args.x, stage_rows<Fp32, decltype(element)>};
+    if (block.m1 - block.m0 <= kFewQuantizedRows && scales_chunks(w)) {
+      return few_quantized_rows(x, w, args.k, results);
+    }
+    many_rows<Fp32, QuantizedMatrix>(x, w, read_quantized_panel, args.k, results);
+  });
 }
 
 }  // namespace

@@ -45,11 +45,13 @@ struct TileStart {
   TileStart(TileSums sums) : data(sums.data), stride(sums.stride) {}
 };
 
-// Where a tile of C vectors finds w: a panel as read_panel leaves it. scale() is what else the sums
-// of the chunk from `step` on are multiplied by.
+// Where a tile of C vectors finds w: a panel as read_panel leaves it. A sum of a chunk is multiplied
+// by `unit` and by its column's scale of that chunk, if there are any.
 template <class Dot>
 struct InPanel {
   const typename Dot::Operand* panel;
+  const Vec* scales = nullptr;
+  float unit = 1;
   template <int C>
   typename Dot::Operand at(int64_t step, int c) const {
     return panel[step * C + c];
@@ -57,7 +59,12 @@ struct InPanel {
   template <int C>
   void prefetch(int64_t) const {}
   template <int R, int C>
-  void scale(int64_t, Vec (&)[R * C]) const {}
+  void scale(int64_t step, Vec (&sums)[R * C]) const {
+    if (!scales) return;
+    const Vec* scale = scales + step / kChunkSteps<Dot> * C;
+#pragma GCC unroll 24
+    for (int j = 0; j < R * C; ++j) sums[j] = mul(scale[j % C], mul(broadcast(unit), sums[j]));
+  }
 };
 
 template <class Dot>

@@ -29,7 +29,7 @@ constexpr int kNumbers = 32 / kBits;  // in a lane
 // What makes a number itself, which unpack gives 2^24 or 2^28 times as large: to leave it there
 // takes 0.84 of the time of int8 in the cache, 0.91 of int4 (M=1, one Zen 3 core). Sums are brought
 // down and not numbers, so that they overflow where x is beyond some 1e27.
-inline Vec unit_of(int bits) { return broadcast(bits == 8 ? 0x1p-24f : 0x1p-28f); }
+inline float unit_of(int bits) { return bits == 8 ? 0x1p-24f : 0x1p-28f; }
 
 // Whether a scale multiplies the sum of a chunk, all of whose k have the same, and not each number.
 inline bool scales_chunks(const QuantizedMatrix& w) {
@@ -96,7 +96,7 @@ void widen_numbers(const PanelOf<QuantizedMatrix>& part, int vectors, Vec* out) 
 }
 
 inline void scale_numbers(const PanelOf<QuantizedMatrix>& part, int vectors, Vec* out) {
-  const Vec unit = unit_of(part.w.bits);
+  const Vec unit = broadcast(unit_of(part.w.bits));
   Scales scales = {part};
   for (int64_t i = 0; i < part.k; ++i) {
     out[i * vectors] = mul(scales.at(part.k0 + i), mul(unit, out[i * vectors]));
@@ -112,8 +112,7 @@ inline void read_scales(const PanelOf<QuantizedMatrix>& part, int vectors, Vec* 
   for (int64_t i = 0; i < part.k; i += kChunk, out += vectors) *out = scales.at(part.k0 + i);
 }
 
-template <class Dot>
-void read_panel(const PanelOf<QuantizedMatrix>& part, int vectors, Vec* out) {
+void read_quantized_panel(const PanelOf<QuantizedMatrix>& part, int vectors, Vec* out) {
   for (int c = 0; c < vectors; ++c) {
     const int64_t n = smaller(part.n + c * kLanes, part.n1 - 1);
     const PanelOf<QuantizedMatrix> column = {part.w, n, part.n1, part.k0, part.k};
@@ -127,31 +126,10 @@ void read_panel(const PanelOf<QuantizedMatrix>& part, int vectors, Vec* out) {
   }
 }
 
-// That panel, for tiles.
-struct InQuantizedPanel {
-  const Vec *panel, *scales;  // of chunks, where they take them
-  Vec unit;
-
-  template <int C>
-  Vec at(int64_t step, int c) const {
-    return panel[step * C + c];
-  }
-  template <int C>
-  void prefetch(int64_t) const {}
-  template <int R, int C>
-  void scale(int64_t step, Vec (&sums)[R * C]) const {
-    if (!scales) return;
-#pragma GCC unroll 24
-    for (int j = 0; j < R * C; ++j) {
-      sums[j] = mul(scales[step / kChunk * C + j % C], mul(unit, sums[j]));
-    }
-  }
-};
-
 template <class Dot>
-InQuantizedPanel in_panel(const PanelOf<QuantizedMatrix>& part, int vectors, const Vec* panel) {
-  return {panel, scales_chunks(part.w) ? scales_of(panel, vectors) : nullptr,
-          unit_of(part.w.bits)};
+InPanel<Dot> in_panel(const PanelOf<QuantizedMatrix>& part, int vectors, const Vec* panel) {
+  const Vec* scales = scales_chunks(part.w) ? scales_of(panel, vectors) : nullptr;
+  return {panel, scales, unit_of(part.w.bits)};
 }
 
 }  // namespace

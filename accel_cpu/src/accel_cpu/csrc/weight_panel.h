@@ -23,9 +23,14 @@ template <class T>
 template <int N>
 struct Depth {};
 
+template <class T>
+struct Widened;
+
 // Multiplies in fp32; a step is one k.
 struct Fp32 {
   using Arithmetic = Fp32;
+  template <class X>
+  using Of = Widened<X>;
   using Staged = float;  // what a row of x holds for one step
   using Operand = Vec;   // a step of kLanes columns
   static constexpr int kDepth = 1;  // of k in a step
@@ -37,14 +42,13 @@ struct Fp32 {
   }
   static Operand spread(Staged a) { return broadcast(a); }
   static Vec madd(Operand a, Operand b, Vec acc) { return accel_cpu::madd(a, b, acc); }
+  static void transpose(Operand (&rows)[kLanes]) { accel_cpu::transpose(rows); }
 };
 
 // A weight of T, widened as it is read.
 template <class T>
 struct Widened : Fp32 {
   using Element = T;
-  template <class X>
-  using Of = Widened<X>;
   // A step of w by columns, the columns from w on.
   template <class... N>
   static Operand load_columns(Depth<1>, const T* w, int64_t /*stride*/, N... n) {
@@ -58,7 +62,6 @@ struct Widened : Fp32 {
   static void load_square(const T* w, int64_t stride, Operand (&steps)[kLanes]) {
     accel_cpu::load_square(w, stride, steps);
   }
-  static void transpose(Operand (&rows)[kLanes]) { accel_cpu::transpose(rows); }
 };
 
 template <class Dot>
