@@ -58,10 +58,10 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
       tags);
   m.def("grouped_weight_gradient(Tensor grad, Tensor x, Tensor ends) -> Tensor", tags);
   m.def("isa() -> str", tags);
-  m.impl("isa", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(isa));
+  m.impl("isa", c10::DispatchKey::CompositeExplicitAutograd, BOXED(isa));
   m.def(
       "tune_linear(int m, int n, int k, ScalarType dtype, bool alone, int columns) -> ()", tags);
-  m.impl("tune_linear", c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(tune));
+  m.impl("tune_linear", c10::DispatchKey::CompositeExplicitAutograd, BOXED(tune));
   m.def("rms_norm_native(Tensor x, Tensor? w=None, float eps=1e-06) -> Tensor", tags);
   m.def("layer_norm_native(Tensor x, Tensor? w=None, Tensor? b=None, float eps=1e-05) -> Tensor",
         tags);
@@ -111,32 +111,32 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
 }
 
 TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
-  m.impl("linear_native", TORCH_FN(linear_native));
-  m.impl("gated_linear_native", TORCH_FN(gated_linear_native));
-  m.impl("lora_linear_native", TORCH_FN(lora_linear_native));
-  m.impl("quantized_linear_native", TORCH_FN(quantized_linear_native));
-  m.impl("tiled_linear_native", TORCH_FN(tiled_linear_native));
-  m.impl("tiled_linear_native_into", TORCH_FN(tiled_linear_native_into));
-  m.impl("logprob_native", TORCH_FN(logprob_native));
-  m.impl("grouped_linear_native", TORCH_FN(grouped_linear_native));
-  m.impl("grouped_weight_gradient", TORCH_FN(grouped_weight_gradient));
-  m.impl("rms_norm_native", TORCH_FN(rms_norm_native));
-  m.impl("layer_norm_native", TORCH_FN(layer_norm_native));
-  m.impl("add_norm_native", TORCH_FN(add_norm_native));
-  m.impl("norm_gradients", TORCH_FN(norm_gradients));
-  m.impl("bias_act_native", TORCH_FN(bias_act_native));
-  m.impl("bias_act_gradients", TORCH_FN(bias_act_gradients));
-  m.impl("dropout_add_native", TORCH_FN(dropout_add_native));
-  m.impl("dropout_add_gradients", TORCH_FN(dropout_add_gradients));
-  m.impl("norm_linear_native", TORCH_FN(norm_linear_native));
-  m.impl("softmax_native", TORCH_FN(softmax_native));
-  m.impl("softmax_gradient", TORCH_FN(softmax_gradient));
-  m.impl("logprob_gradients", TORCH_FN(logprob_gradients));
-  m.impl("rotary_native", TORCH_FN(rotary_native));
-  m.impl("embedding_native", TORCH_FN(embedding_native));
-  m.impl("attention_native", TORCH_FN(attention_native));
-  m.impl("attention_recorded", TORCH_FN(attention_recorded));
-  m.impl("attention_gradients", TORCH_FN(attention_gradients));
+  m.impl("linear_native", BOXED(linear_native));
+  m.impl("gated_linear_native", BOXED(gated_linear_native));
+  m.impl("lora_linear_native", BOXED(lora_linear_native));
+  m.impl("quantized_linear_native", BOXED(quantized_linear_native));
+  m.impl("tiled_linear_native", BOXED(tiled_linear_native));
+  m.impl("tiled_linear_native_into", BOXED(tiled_linear_native_into));
+  m.impl("logprob_native", BOXED(logprob_native));
+  m.impl("grouped_linear_native", BOXED(grouped_linear_native));
+  m.impl("grouped_weight_gradient", BOXED(grouped_weight_gradient));
+  m.impl("rms_norm_native", BOXED(rms_norm_native));
+  m.impl("layer_norm_native", BOXED(layer_norm_native));
+  m.impl("add_norm_native", BOXED(add_norm_native));
+  m.impl("norm_gradients", BOXED(norm_gradients));
+  m.impl("bias_act_native", BOXED(bias_act_native));
+  m.impl("bias_act_gradients", BOXED(bias_act_gradients));
+  m.impl("dropout_add_native", BOXED(dropout_add_native));
+  m.impl("dropout_add_gradients", BOXED(dropout_add_gradients));
+  m.impl("norm_linear_native", BOXED(norm_linear_native));
+  m.impl("softmax_native", BOXED(softmax_native));
+  m.impl("softmax_gradient", BOXED(softmax_gradient));
+  m.impl("logprob_gradients", BOXED(logprob_gradients));
+  m.impl("rotary_native", BOXED(rotary_native));
+  m.impl("embedding_native", BOXED(embedding_native));
+  m.impl("attention_native", BOXED(attention_native));
+  m.impl("attention_recorded", BOXED(attention_recorded));
+  m.impl("attention_gradients", BOXED(attention_gradients));
 }
 
 }  // namespace

@@ -11,12 +11,52 @@
 
 #include <optional>
 #include <string_view>
+#include <tuple>
+#include <utility>
 
 #include "kernels.h"
 
 namespace accel_cpu {
 
 using OptionalTensor = std::optional<at::Tensor>;
+
+// A function as torch's dispatcher calls it, its arguments on a stack. TORCH_FN also infers a schema
+// and makes an unboxed entry, which nothing here uses and the compiler takes seconds for.
+template <auto f>
+struct Boxed;
+
+template <class Result, class... Args, Result (*f)(Args...)>
+struct Boxed<f> {
+  static void call(const c10::OperatorHandle&, torch::jit::Stack* stack) {
+    call(stack, std::index_sequence_for<Args...>());
+  }
+
+ private:
+  template <size_t... I>
+  static void call(torch::jit::Stack* stack, std::index_sequence<I...>) {
+    const auto of = [&](size_t i) -> c10::IValue& {
+      return torch::jit::peek(*stack, i, sizeof...(Args));
+    };
+    if constexpr (std::is_void_v<Result>) {
+      f(of(I).template to<std::decay_t<Args>>()...);
+      torch::jit::drop(*stack, sizeof...(Args));
+    } else {
+      Result result = f(of(I).template to<std::decay_t<Args>>()...);
+      torch::jit::drop(*stack, sizeof...(Args));
+      push(*stack, std::move(result));
+    }
+  }
+  template <class T>
+  static void push(torch::jit::Stack& stack, T&& one) {
+    stack.emplace_back(std::move(one));
+  }
+  template <class... T>
+  static void push(torch::jit::Stack& stack, std::tuple<T...>&& all) {
+    std::apply([&](auto&&... one) { (stack.emplace_back(std::move(one)), ...); }, std::move(all));
+  }
+};
+
+#define BOXED(f) torch::CppFunction::makeFromBoxedFunction<&Boxed<&f>::call>()
 
 inline DType dtype_of(const char* op, const char* name, at::ScalarType type) {
   switch (type) {
