@@ -20,8 +20,8 @@ namespace accel_cpu {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// A function as torch's dispatcher calls it, its arguments on a stack. TORCH_FN also infers a schema
-// and makes an unboxed entry, which nothing here uses and the compiler takes seconds for.
+// A function as torch's dispatcher calls it, its arguments on a stack. TORCH_FN also infers a
+// schema and makes an unboxed entry, which nothing here uses and the compiler takes seconds for.
 template <auto f>
 struct Boxed;
 

@@ -45,8 +45,8 @@ struct TileStart {
   TileStart(TileSums sums) : data(sums.data), stride(sums.stride) {}
 };
 
-// Where a tile of C vectors finds w: a panel as read_panel leaves it. A sum of a chunk is multiplied
-// by `unit` and by its column's scale of that chunk, if there are any.
+// Where a tile of C vectors finds w: a panel as read_panel leaves it. A sum of a chunk is
+// multiplied by `unit` and by its column's scale of that chunk, if there are any.
 template <class Dot>
 struct InPanel {
   const typename Dot::Operand* panel;
