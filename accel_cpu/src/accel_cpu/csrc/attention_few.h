@@ -66,7 +66,7 @@ struct FewRows {
   const AttentionBlock& block;
   const AttentionScratch& scratch;
   int64_t count = block.r1 - block.r0, heads = block.g1 - block.g0;
-  int R = tile_rows(count);
+  int R = tile_rows(count, kFewRows);
   int64_t each = (count + R - 1) / R * R;  // places of a head
   int64_t q_size = (args.d + kChunk - 1) / kChunk * R * kChunk;  // of a tile
   AttentionRow row[kAttentionRows];

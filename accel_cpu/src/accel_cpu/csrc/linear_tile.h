@@ -25,8 +25,8 @@ constexpr int tile_vectors(int rows) {
 }
 
 // How rows are cut into tiles: evenly, as the last tile takes as long as the others.
-constexpr int tile_rows(int64_t rows) {
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+constexpr int tile_rows(int64_t rows, int64_t most = kTileRows) {
+  const int64_t tiles = (rows + most - 1) / most;
   return static_cast<int>((rows + tiles - 1) / tiles);
 }
 
