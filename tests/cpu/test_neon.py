@@ -56,8 +56,9 @@ def test_every_kernel_agrees_with_the_portable_one(tmp_path):
     sources = [_CSRC / name for name in (*_ANY, "scalar.cpp", "neon.cpp")]
     call(COMPILER, *FLAGS, "-static", *sources, PROGRAM, "-o", program)
     found, want = (
-        results(call(EMULATOR, program, ACCEL_CPU_ISA=isa)) for isa in ("neon", "scalar")
+        list(results(call(EMULATOR, program, ACCEL_CPU_ISA=isa))) for isa in ("neon", "scalar")
     )
+    assert found
     for (name, one, operations), (_, other, _) in zip(found, want, strict=True):
         if operations == 0:
             assert torch.equal(one.nan_to_num(7), other.nan_to_num(7)), name

@@ -10,8 +10,8 @@ import torch
 
 from accel import Ceiling, NativeLibrary, Source
 
-# -ffp-contract=fast: a multiplication and an addition are to become one instruction here.
 _CSRC = Path(__file__).parent / "csrc"
+# -ffp-contract=fast: a multiplication and an addition are to become one instruction here.
 LIBRARY = NativeLibrary(
     "accel_cpu_ceilings",
     [Source(_CSRC / "ceilings.cpp")],

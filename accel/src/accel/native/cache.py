@@ -27,7 +27,7 @@ from accel.errors import BuildTimeoutError, CacheError
 from accel.refusal import Refusal
 
 MANIFEST = "manifest.json"
-TIMEOUT = 600.0  # seconds; accel_cpu's takes 50 on two cores
+TIMEOUT = 600.0  # seconds; accel_cpu's takes 40 on two cores
 
 
 def folder() -> Path:
