@@ -6,9 +6,9 @@ whose result is not the default's, bit for bit, is an error: tuning may change t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -153,8 +153,8 @@ class _Tuning:
 
     def _round(self, run: Callable[[], object], count: int) -> float:
         self.accelerator.synchronize()
-        start = time.perf_counter()
+        start = perf_counter()
         for _ in range(count):
             run()
         self.accelerator.synchronize()
-        return time.perf_counter() - start
+        return perf_counter() - start
