@@ -267,6 +267,15 @@ def test_derivatives_of_second_order_and_torch_func():
     assert_twins([per_row], want)
 
 
+def test_several_gradients_come_back_at_once():
+    tiled = TiledLinear(4, 3, in_splits=2, out_splits=2, dtype=F64)
+    leaves = (drawn(2, 4).requires_grad_(), *tiled.parameters())
+    y, upstream = tiled(leaves[0]), drawn(5, 2, 3)
+    batched = torch.autograd.grad(y, leaves, upstream, retain_graph=True, is_grads_batched=True)
+    alone = [torch.autograd.grad(y, leaves, one, retain_graph=True) for one in upstream]
+    assert_twins(batched, map(torch.stack, zip(*alone)))
+
+
 def test_autocast_lowers_the_product():
     tiled = TiledLinear.from_linear(plain(64, 48, dtype=F32), 2, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():

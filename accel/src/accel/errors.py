@@ -12,6 +12,8 @@
     ├── UnsupportedCapability    (NotImplementedError)  the device cannot do what was asked
     ├── UnsupportedModelError    (ValueError)    the engine cannot serve this model, and why
     ├── CapacityError            (MemoryError)   more memory or positions needed than permitted
+    ├── NonFiniteError           (ArithmeticError)  a loss or gradient is inf or nan
+    ├── CheckpointError          (RuntimeError)  a checkpoint is torn, or of something else
     ├── OpError
     │   ├── UnknownOpError       (LookupError)   no op, builder or implementation of that name
     │   ├── OpArgumentError      (ValueError, RuntimeError)  an argument breaks the op's contract
@@ -81,6 +83,14 @@ class UnsupportedModelError(AccelError, ValueError):
 
 class CapacityError(AccelError, MemoryError):
     """More memory or positions would be needed than there are or were permitted."""
+
+
+class NonFiniteError(AccelError, ArithmeticError):
+    """A loss or a gradient is inf or nan; no parameter was changed by it."""
+
+
+class CheckpointError(AccelError, RuntimeError):
+    """A checkpoint cannot be saved or read, is torn, or is of another model or training."""
 
 
 class OpError(AccelError):

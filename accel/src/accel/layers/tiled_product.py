@@ -5,16 +5,18 @@ belongs, so that nothing is put together from parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from accel import ops
+from accel.contracts import TILED_LINEAR
 from accel.layers.hooks import has_hooks
 from accel.layers.linear import Linear
-from accel.ops.gradient import no_autocast
+from accel.ops.door import has_own_gradient
+from accel.ops.gradient import kernels_may_serve, no_autocast
 
 Tiles = Sequence[Sequence[Tensor]]  # of a weight [N, K], row by row; tile (o, i) is [N_o, K_i]
 
@@ -64,24 +66,51 @@ class _TiledProduct(torch.autograd.Function):
         with no_autocast(grad.device.type):
             inputs = x.reshape(m, x.shape[-1]).split(_widths(tiles), 1)
             grads = grad.reshape(m, grad.shape[-1]).split(_heights(tiles), 1)
-            dx = _of_input(grads, tiles).view(x.shape) if needs_x else None
-            pairs = ((g.t(), part.t()) for g in grads for part in inputs)
-            of_tiles = [ops.linear(*pair) if n else None for pair, n in zip(pairs, needs_tiles)]
+            in_place = kernels_may_serve((grad,))
+            multiply = _multiplier(inputs[0], tiles[0][0]) if in_place else _by_op
+            of_input = _of_input if in_place else _of_input_recorded
+            dx = of_input(grads, tiles, multiply).view(x.shape) if needs_x else None
+            pairs = ((g.t(), part) for g in grads for part in inputs)
+            of_tiles = [multiply(*pair) if n else None for pair, n in zip(pairs, needs_tiles)]
             of_biases = [g.sum(0) if n else None for g, n in zip(grads, needs_biases)]
         return dx, None, *of_tiles, *of_biases
 
 
-def _of_input(grads: Sequence[Tensor], tiles: Tiles) -> Tensor:
+def _multiplier(x: Tensor, tile: Tensor) -> Callable[..., Tensor]:
+    """``multiply(a, b)``: the product that gradients of ``linear`` are made of, torch's own where
+    they are. Called directly it takes 0.94 of the backward's time that the ops take, which read a
+    transposed weight by columns (8 tiles [1024, 512], 512 rows, fp32, 2-core Zen 3)."""
+    own = has_own_gradient(TILED_LINEAR, (x, tile, None, None), (None,))
+    return _by_op if own else _by_torch
+
+
+def _by_op(a: Tensor, b: Tensor, out: Tensor | None = None, add: bool = False) -> Tensor:
+    if out is None:
+        return ops.linear(a, b.t())
+    return ops.tiled_linear(a, b.t(), None, out if add else None, out=out)
+
+
+def _by_torch(a: Tensor, b: Tensor, out: Tensor | None = None, add: bool = False) -> Tensor:
+    if out is None:
+        return a @ b
+    return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+
+
+def _of_input(grads: Sequence[Tensor], tiles: Tiles, multiply: Callable[..., Tensor]) -> Tensor:
     """``[m, K]``: for each column of tiles the sum of ``[m, N_o]`` gradients times its tiles."""
-    columns = list(zip(*tiles))
-    if torch.is_grad_enabled():  # recorded, for a second derivative
-        shares = [[ops.linear(g, t.t()) for g, t in zip(grads, column)] for column in columns]
-        return torch.cat([torch.stack(of_column).sum(0) for of_column in shares], 1)
     dx = grads[0].new_empty(len(grads[0]), sum(_widths(tiles)))
-    for place, column in zip(dx.split(_widths(tiles), 1), columns):
+    for place, column in zip(dx.split(_widths(tiles), 1), zip(*tiles)):
         for o, (g, tile) in enumerate(zip(grads, column)):
-            ops.tiled_linear(g, tile.t(), None, place if o else None, out=place)
+            multiply(g, tile, out=place, add=o > 0)
     return dx
+
+
+def _of_input_recorded(
+    grads: Sequence[Tensor], tiles: Tiles, multiply: Callable[..., Tensor]
+) -> Tensor:
+    """The same by operations that autograd records and vmap maps: nothing is written to a place."""
+    shares = [[multiply(g, tile) for g, tile in zip(grads, column)] for column in zip(*tiles)]
+    return torch.cat([torch.stack(of_column).sum(0) for of_column in shares], 1)
 
 
 def _parted(of_parameters: Sequence[Any], grid: tuple[int, int]) -> tuple[Any, Any]:

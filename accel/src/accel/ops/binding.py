@@ -36,6 +36,7 @@ class Binding:
 
     ``kernel``     what the builder loaded: plain tensors, nothing recorded
     ``into``       the same that writes to a place, if the kernel can
+    ``backward``   a gradient of its own made of the arguments alone, if the kernel has one
     ``record``     the kernel and its options, recorded by autograd: plain tensors, no functorch
     ``transform``  the op under functorch
     ``op``         the torch op: everything that watches (modes, subclasses, tracing)
@@ -44,6 +45,7 @@ class Binding:
     decision: Decision
     kernel: Callable[..., Any]
     into: Callable[..., Any] | None
+    backward: Callable[..., Any] | None
     record: Callable[..., Any]
     transform: Callable[..., Any]
     op: OpOverload
@@ -143,6 +145,7 @@ def _wrap(decision: Decision, impl: Impl, kernel: Kernel, options: tuple[Any, ..
         decision,
         kernel=kernel.run,
         into=kernel.into,
+        backward=kernel.backward,
         record=gradient.recorder(contract, kernel, options),
         transform=gradient.transformer(contract, op),
         op=op,

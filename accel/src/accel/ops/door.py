@@ -157,6 +157,16 @@ def into(
     return out
 
 
+def has_own_gradient(contract: Contract, tensors: Tensors, options: Options) -> bool:
+    """True if what serves these arguments makes their gradients itself; else the contract's
+    formula does, with torch's operations."""
+    backward = bound(contract, tensors, options, grad=True).backward
+    asked_for_none = (False,) * (len(tensors) + len(options))
+    return backward is not None and (
+        backward(tensors[0], asked_for_none, *tensors, *options) is not NotImplemented
+    )
+
+
 def watched_by_torch(tensors: Tensors) -> bool:
     """True if more than a kernel's result is wanted: what sends a call the careful way."""
     return (

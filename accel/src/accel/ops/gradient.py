@@ -50,7 +50,7 @@ def differentiate(
     """One gradient or None per argument: by a kernel's ``own`` where kernels may be called and it
     has one for these arguments, else by the contract's formula."""
     backward, args = _formula(contract, ctx, options)
-    if own is not None and _own_may_serve(grads):
+    if own is not None and kernels_may_serve(grads):
         found = _gradients(contract, own, ctx, grads, args)
         if found is not NotImplemented:
             return found
@@ -146,7 +146,7 @@ def _own_recorder(
         return found
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.own is None or not _own_may_serve(grads):
+        if ctx.own is None or not kernels_may_serve(grads):
             return differentiate(contract, ctx, grads, options)[:count]
         saved = ctx.saved_tensors
         own = partial(ctx.own, kept=saved[ctx.first_kept :])
@@ -155,8 +155,8 @@ def _own_recorder(
     return _applied(_function(contract.name, forward=forward, backward=backward))
 
 
-def _own_may_serve(grads: tuple[Tensor | None, ...]) -> bool:
-    """Whether a kernel's own gradient may be called with these: it is not recorded itself, nothing
+def kernels_may_serve(grads: tuple[Tensor | None, ...]) -> bool:
+    """Whether kernels may be called in a backward of these: it is not recorded itself, nothing
     watches, nothing is batched."""
     if torch.is_grad_enabled() or torch_is_watched():
         return False
