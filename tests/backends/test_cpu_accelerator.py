@@ -151,9 +151,6 @@ def test_empty_cache_without_malloc_trim_is_refused(acc, monkeypatch):
 @pytest.mark.parametrize(
     ("capability", "use", "reason"),
     [
-        ("graphs", lambda acc: acc.create_graph(), "works in the call"),
-        ("graphs", lambda acc: acc.capture_to_graph(None), "works in the call"),
-        ("graphs", lambda acc: acc.replay_graph(None), "works in the call"),
         ("visible_devices", lambda acc: acc.visible_devices_envs(), "taskset or numactl"),
         ("visible_devices", lambda acc: acc.set_visible_devices_envs({}, [0]), "one, the host"),
         ("triton", lambda acc: acc.require("triton"), "the host processor"),

@@ -10,19 +10,13 @@ import torch
 
 from accel import Accelerator, Backend, Ceiling, DeviceProperties, Refusal
 from accel.errors import UnsupportedCapability
-from accel_cpu import ceilings, host_memory, processor
+from accel_cpu import ceilings, graphs, host_memory, processor
 from accel_cpu.memory_counter import COUNTER, NOT_SEEN
 
 # Offered by torch's host generator and by the processor itself.
 _HAS = {"rng_state", "generator", "fp64"}
 
 _LACKS = {
-    "graphs": Refusal(
-        "graphs",
-        "work queued on a device",
-        "a processor that works in the call",
-        "call the work itself; torch.compile saves what a graph would",
-    ),
     "triton": Refusal(
         "triton",
         "a device Triton compiles for",
@@ -53,6 +47,7 @@ class CpuAccelerator(Accelerator):
     """
 
     indexed = False
+    captures_run = True
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
@@ -63,6 +58,9 @@ class CpuAccelerator(Accelerator):
             return None
         if capability in _LACKS:
             return _LACKS[capability]
+        if capability == "graphs":
+            missing = graphs.LIBRARY.refusals()
+            return missing[0] if missing else None
         if capability in ("memory_stats", "peak_memory_stats"):
             return COUNTER.refusal()
         if capability == "memory_info":
@@ -107,6 +105,12 @@ class CpuAccelerator(Accelerator):
     def is_fp16_supported(self) -> bool:
         """True: torch computes in it everywhere, slowly where the processor does not."""
         return True
+
+    # -- graphs ------------------------------------------------------------------------------
+
+    def _graph_api(self) -> tuple[type[Any], Any]:
+        self.require("graphs")
+        return graphs.Graph, graphs.capture
 
     # -- random numbers: torch's host generator ----------------------------------------------
 
@@ -206,12 +210,14 @@ class CpuAccelerator(Accelerator):
     # -- ahead of time -----------------------------------------------------------------------
 
     def needs_build(self) -> bool:
-        """True if the first use of a memory figure would compile the counter."""
-        return not COUNTER.library.is_built()
+        """True if the first use of a memory figure or of a graph would compile."""
+        return not (COUNTER.library.is_built() and graphs.LIBRARY.is_built())
 
     def build(self) -> None:
-        """Compile the memory counter, so that the next process counts from the start."""
+        """Compile the memory counter, so that the next process counts from the start, and what
+        records graphs."""
         COUNTER.library.build()
+        graphs.LIBRARY.build()
 
     def _check(self, device_index: int | None) -> None:
         if device_index not in (None, 0):

@@ -1,0 +1,166 @@
+"""Graphs of the host: what was recorded computes again on what its arguments hold then."""
+
+import gc
+import operator
+import weakref
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import accel
+from accel import ops
+
+
+@pytest.fixture
+def acc(build_cache, monkeypatch):
+    monkeypatch.setenv("ACCEL_BACKEND", "cpu")
+    return accel.get_accelerator()
+
+
+def captured(acc, work):
+    """(the graph of ``work()``, what it returned)"""
+    graph = acc.create_graph()
+    with torch.no_grad(), acc.capture_to_graph(graph):
+        made = work()
+    return graph, made
+
+
+def halves(x):
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([right, left], -1) * torch.tensor(3.0, dtype=x.dtype)
+
+
+def written(x):
+    y = torch.zeros_like(x)
+    y[:, 1:3] = x[:, :2]
+    y.index_copy_(1, torch.tensor([0]), x[:, 3:])
+    return y
+
+
+def indexed(x):
+    y = x[torch.tensor([1, 0])]
+    y[:, torch.tensor([2])] = 9.0
+    return y
+
+
+def kernels(x):
+    w = torch.arange(24.0).view(6, 4)
+    y = ops.linear(x, w, act="silu")
+    return ops.softmax(ops.rms_norm(y)) + ops.embedding(torch.tensor([1, 2]), w).sum()
+
+
+WORK = {
+    "one": lambda x: x + 1,
+    "views": lambda x: x.t().reshape(4, 2)[:, 1],
+    "parts": halves,
+    "in place": written,
+    "indices": indexed,
+    "kernels": kernels,
+    "a tuple": lambda x: x.max(-1),
+    "no tensors": lambda x: torch.arange(4.0) * x,
+    "new tensors written to": lambda x: torch.zeros(2, 4).add_(x),
+    "nested": lambda x: F.layer_norm(F.gelu(x), (4,)),
+    "a module": lambda x: LINEAR(x),
+    "the same": lambda x: x.to(x.dtype),
+}
+LINEAR = nn.Linear(4, 3)
+
+
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+def test_a_replay_computes_again(acc, work):
+    x = torch.arange(8.0).view(2, 4)
+    graph, made = captured(acc, lambda: work(x))
+    for value in (x.flip(1).clone(), x - 5):
+        with torch.no_grad():
+            x.copy_(value)
+            acc.replay_graph(graph)
+            want = work(value.clone())
+        for one, other in zip(*[[t] if isinstance(t, torch.Tensor) else t for t in (made, want)]):
+            assert torch.equal(one, other)
+
+
+def test_weights_are_read_as_they_are_then(acc):
+    layer, x = nn.Linear(4, 3), torch.ones(2, 4)
+    graph, made = captured(acc, lambda: layer(x))
+    for change in (
+        lambda: layer.weight.data.fill_(2.0),
+        lambda: setattr(layer.weight, "data", torch.ones(3, 4)),
+    ):
+        change()
+        acc.replay_graph(graph)
+        assert torch.equal(made, layer(x))
+
+
+def test_what_counts_goes_on_counting(acc):
+    """A capture runs its work here, as the accelerator says."""
+    count = torch.zeros(())
+    graph, _ = captured(acc, lambda: count.add_(1).mul_(2))
+    assert acc.captures_run
+    assert count == 2
+    acc.replay_graph(graph)
+    assert count == 6
+
+
+def test_random_numbers_are_drawn_anew(acc):
+    graph, made = captured(acc, lambda: torch.rand(8))
+    first = made.clone()
+    torch.manual_seed(3)
+    acc.replay_graph(graph)
+    torch.manual_seed(3)
+    assert torch.equal(made, torch.rand(8))
+    assert not torch.equal(made, first)
+
+
+def test_only_what_somebody_holds_is_kept(acc):
+    x, lost = torch.ones(4), []
+    kept = weakref.ref(x)
+
+    def work(x):
+        passing = x * 2
+        lost.append(weakref.ref(passing))
+        return passing + 1
+
+    graph, made = captured(acc, partial(work, x))
+    gc.collect()
+    assert lost[0]() is None
+    x.fill_(5)
+    del x
+    acc.replay_graph(graph)
+    assert made.tolist() == [11] * 4
+    del graph
+    gc.collect()
+    assert kept() is None
+
+
+def test_reading_a_value_is_refused(acc):
+    x = torch.ones(4)
+    for read in (lambda: x.sum().item(), lambda: bool((x > 0).all()), lambda: torch.equal(x, x)):
+        with pytest.raises(RuntimeError, match="reads a tensor's values on the host"):
+            captured(acc, read)
+
+
+def test_after_an_exception_nothing_is_recorded_any_more(acc):
+    x, graph = torch.zeros(4), acc.create_graph()
+    with pytest.raises(TypeError, match="unsupported"), acc.capture_to_graph(graph):
+        operator.add(x.add_(1), None)
+    acc.replay_graph(graph)
+    assert x.tolist() == [1] * 4
+    again, _ = captured(acc, lambda: x.add_(1))
+    acc.replay_graph(again)
+    assert x.tolist() == [3] * 4
+
+
+def test_a_graph_in_a_graph_is_refused(acc):
+    with pytest.raises(RuntimeError, match="recorded in this thread already"):
+        captured(acc, lambda: captured(acc, torch.rand))
+
+
+def test_an_operation_that_fails_says_so(acc):
+    x, w = torch.ones(2, 4), torch.ones(3, 4)
+    graph, _ = captured(acc, lambda: x @ w.t())
+    w.set_(torch.ones(3, 5))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        acc.replay_graph(graph)
