@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from accel import testing
-from accel.engine import cache, calls, planning, sampling, sequences
+from accel.engine import cache, calls, planning, sequences
+from accel.engine.generation import sampling
 from accel.engine.modules import projection
 from accel_conformance.case import Outcome, execute
 from accel_conformance.subject import find

@@ -39,31 +39,20 @@ def model(request):
 
 
 @pytest.fixture(scope="session")
-def _training(request, build_cache):
-    """``train(name)``: the one trained model of that name; longer if long tests run."""
+def trained(request, build_cache):
+    """``trained(name)``: a copy of a model that was taught bytes once in this session; longer if
+    long tests run."""
     long = any(item.get_closest_marker("slow") for item in request.session.items)
-    steps, seconds = (2000, 60) if long else (150, 8)
-    trained = {}
+    steps, seconds = (2000, 30) if long else (150, 8)
+    taught = {}
 
     def train(name):
-        if name not in trained:
-            model = models.MAKERS[name](vocab_size=models.BYTES)
+        if name not in taught:
+            model = models.small(name, vocab_size=models.BYTES)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("ACCEL_BACKEND", "cpu")
                 patch.setenv("ACCEL_CACHE_DIR", str(build_cache))
-                trained[name] = models.train(model, steps, seconds)
-        return copy.deepcopy(trained[name])
+                taught[name] = models.train(model, steps, seconds)
+        return copy.deepcopy(taught[name])
 
     return train
-
-
-@pytest.fixture(scope="session")
-def trained_llama(_training):
-    """``trained_llama()``: a copy of a llama that was taught bytes once in this session."""
-    return lambda: _training("llama")
-
-
-@pytest.fixture(scope="session")
-def trained_gpt2(_training):
-    """``trained_gpt2()``: a copy of a gpt2 that was taught bytes once in this session."""
-    return lambda: _training("gpt2")

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -54,6 +55,51 @@ def with_lora(model, **config):
 
 
 MAKERS = {"llama": llama, "gpt2": gpt2}
+# Of the other architectures: the name of transformers' class, and what makes a small one.
+_SIZES = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}  # fmt: skip
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_STILL = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+_BY_N = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
+ARCHITECTURES = {
+    "mistral": ("Mistral", {**_GROUPED, "sliding_window": 5}),
+    "qwen2": ("Qwen2", {**_GROUPED, "use_sliding_window": True, "sliding_window": 5,
+                        "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {**_GROUPED, "head_dim": 32}),
+    "gemma2": ("Gemma2", {**_GROUPED, "head_dim": 32, "query_pre_attn_scalar": 20,
+                          "sliding_window": 5, "attn_logit_softcapping": 5.0,
+                          "final_logit_softcapping": 3.0}),
+    "phi3": ("Phi3", {**_GROUPED, "sliding_window": 7}),
+    "olmo2": ("Olmo2", _GROUPED),
+    "granite": ("Granite", {**_GROUPED, "embedding_multiplier": 12.0, "logits_scaling": 8.0,
+                            "residual_multiplier": 0.22, "attention_multiplier": 0.0156}),
+    "gpt_neo": ("GPTNeo", {"hidden_size": 64, "intermediate_size": 96, "num_layers": 2,
+                           "num_heads": 4, "attention_types": [[["global", "local"], 1]],
+                           "window_size": 5, "max_position_embeddings": 256}),
+    "gptj": ("GPTJ", {**_BY_N, "rotary_dim": 8, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+                      "attn_pdrop": 0.0}),
+    "gpt_neox": ("GPTNeoX", {**_SIZES, **_STILL}),
+    "opt": ("OPT", {"hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "dropout": 0.0,
+                    "num_attention_heads": 4, "word_embed_proj_dim": 64,
+                    "max_position_embeddings": 256}),
+    "bloom": ("Bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4, **_STILL}),
+    "falcon": ("Falcon", {**_SIZES, **_STILL, "new_decoder_architecture": True,
+                          "num_kv_heads": 2}),
+}  # fmt: skip
+
+
+def small(name, **config):
+    """A new model of any architecture with random weights; no token ends an answer."""
+    if name in MAKERS:
+        return MAKERS[name](**config)
+    cls, usual = ARCHITECTURES[name]
+    ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    settings = {"vocab_size": VOCAB, **ends, **usual, **config}
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{cls}Config")(**settings)
+    return getattr(transformers, f"{cls}ForCausalLM")(made).eval()
 
 
 def text():

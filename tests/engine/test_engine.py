@@ -268,7 +268,7 @@ BAD = [
     ({"exact": "false"}, ConfigError, "exact must be True or False, not 'false'"),
     ({"enabled": None}, ConfigError, "enabled must be True or False"),
     ({"inference_tp_size": 2}, UnsupportedCapability, "inference_tp_size is 2"),
-    ({"enable_cuda_graph": True}, UnsupportedCapability, "enable_cuda_graph"),
+    ({"enable_cuda_graph": "yes"}, ConfigError, "enable_cuda_graph must be True, False or None"),
 ]
 
 

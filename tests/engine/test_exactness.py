@@ -11,12 +11,27 @@ from hypothesis import strategies as st
 import accel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MODELS = [
-    pytest.param(name, dtype, taught, id=f"{name}-{dtype}-{'trained' if taught else 'random'}")
-    for name in models.MAKERS
-    for dtype in DTYPES
-    for taught in (False, True)
-]
+EVERY = (*models.MAKERS, *models.ARCHITECTURES)
+
+
+def cases(names, taught):
+    return [
+        pytest.param(name, dtype, learned, id=f"{name}-{dtype}-{KINDS[learned]}")
+        for name in names
+        for dtype in DTYPES
+        for learned in taught
+    ]
+
+
+KINDS = {False: "random", True: "trained"}
+
+
+# What looks at the tokens before, which no padding may be taken for.
+BY_CONTEXT = {
+    "repetition_penalty": st.floats(0.5, 2),
+    "no_repeat_ngram_size": st.integers(2, 3),
+    "min_new_tokens": st.integers(1, 9),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,7 @@ def batches(draw, vocab):
         "eos_token_id": draw(st.none() | st.lists(st.integers(0, vocab - 1), min_size=1)),
         "pad_token_id": draw(st.none() | st.integers(0, vocab - 1)),
         "seed": draw(st.integers(0, 2**63 - 1)),
+        **draw(st.fixed_dictionaries({}, optional=BY_CONTEXT)),
     }
     if draw(st.booleans()):
         asked |= {
@@ -137,15 +153,14 @@ def assert_possible(roll):
 
 
 @pytest.fixture(scope="module")
-def engines(trained_llama, trained_gpt2):
+def engines(trained):
     """``engines(name, dtype, taught)``, each made once."""
-    taught_ones = {"llama": trained_llama, "gpt2": trained_gpt2}
     made = {}
 
     def engine(name, dtype, taught):
         key = (name, dtype, taught)
         if key not in made:
-            model = taught_ones[name]() if taught else models.MAKERS[name]()
+            model = trained(name) if taught else models.small(name)
             made[key] = accel.HybridEngine(model.to(DTYPES[dtype]))
         return made[key]
 
@@ -178,12 +193,20 @@ def assert_exact(engine, count):
 pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
 
 
-@pytest.mark.parametrize(("name", "dtype", "taught"), MODELS)
+NAMES = ("name", "dtype", "taught")
+
+
+@pytest.mark.parametrize(NAMES, cases(models.MAKERS, (False, True)))
 def test_a_token_is_worth_the_same_wherever_it_is_looked_at(engines, name, dtype, taught):
     assert_exact(engines(name, dtype, taught), 30)
 
 
+@pytest.mark.parametrize(NAMES, cases(models.ARCHITECTURES, (False,)))
+def test_so_it_is_in_every_architecture(engines, name, dtype, taught):
+    assert_exact(engines(name, dtype, taught), 4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "dtype", "taught"), MODELS)
+@pytest.mark.parametrize(NAMES, cases(EVERY, (False, True)))
 def test_a_token_is_worth_the_same_wherever_it_is_looked_at_200_times(engines, name, dtype, taught):
     assert_exact(engines(name, dtype, taught), 200)

@@ -73,10 +73,28 @@ def test_a_rollout_makes_as_many_forwards_as_tokens(engine, prompts, new, asked)
     assert seen.layers == LAYERS * new
 
 
-def test_several_answers_to_a_prompt_are_made_in_the_same_forwards(engine, prompts):
+def test_prompts_that_are_alike_are_computed_once(engine, prompts):
+    asked = {"max_new_tokens": 3, "do_sample": True}
     with watching(engine) as seen:
-        engine.generate(*prompts, max_new_tokens=3, do_sample=True, num_return_sequences=2)
-    assert seen.tokens == [(8, 7), (8, 1), (8, 1)]
+        engine.generate(*prompts, num_return_sequences=2, **asked)
+    assert seen.tokens == [(4, 7), (8, 1), (8, 1)]
+    twice = (x[[0, 1, 0, 0, 2]] for x in prompts)
+    with watching(engine) as seen:
+        engine.generate(*twice, **asked)
+    assert seen.tokens == [(3, 7), (5, 1), (5, 1)]
+
+
+def test_a_row_that_has_ended_leaves_the_batch(engine, prompts):
+    made = engine.generate(*prompts, max_new_tokens=12)[:, 7:]
+    ends = [made[0, 2].item(), made[1, 4].item()]
+    ended = torch.isin(made, torch.tensor(ends))
+    ended[:, -1] = True
+    last = ended.int().argmax(1)  # each answer's last step
+    with watching(engine) as seen:
+        engine.generate(*prompts, max_new_tokens=12, eos_token_id=ends)
+    going = [int((last >= step).sum()) for step in range(int(last.max()) + 1)]
+    assert [rows for rows, _ in seen.tokens] == going
+    assert going[-1] < 4
 
 
 def test_a_rollout_stops_when_its_last_answer_has_ended(engine, prompts):
@@ -100,7 +118,8 @@ def test_a_token_has_one_log_probability_per_distribution(engine, prompts, sampl
     for name in ("attention", "logprob"):
         counted(monkeypatch, name, made)
     engine.generate(*prompts, max_new_tokens=5, do_sample=sampled)
-    assert made == {"attention": 5 * LAYERS, "logprob": 5 * (1 + sampled)}
+    # Of attention's those of the prompts, of a step that runs and of one that is recorded.
+    assert made == {"attention": 3 * LAYERS, "logprob": 5 * (1 + sampled)}
 
 
 def counted(monkeypatch, name, calls):

@@ -4,12 +4,15 @@ import copy
 
 import models
 import pytest
+import snapshots
 import torch
 from measures import seeded
-from transformers import GenerationConfig
+from transformers import GenerationConfig, WatermarkingConfig
 
 import accel
-from accel.errors import CapacityError, OpArgumentError, UnsupportedCapability
+import accel_cpu
+from accel import testing
+from accel.errors import CapacityError, FallbackWarning, OpArgumentError, UnsupportedCapability
 
 IDS = seeded((3, 6))
 MASK = torch.ones_like(IDS)
@@ -137,17 +140,13 @@ def test_a_mask_may_be_of_any_dtype(engine, dtype):
 # -- refusals ----------------------------------------------------------------------------------
 
 UNSERVED = {
-    "num_beams": 2, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "min_new_tokens": 3,
-    "min_length": 9, "min_p": 0.1, "typical_p": 0.5, "epsilon_cutoff": 0.1, "eta_cutoff": 0.1,
-    "bad_words_ids": [[3]], "suppress_tokens": [3], "begin_suppress_tokens": [3],
-    "forced_bos_token_id": 3, "forced_eos_token_id": 3, "output_scores": True,
-    "output_attentions": True, "output_hidden_states": True, "max_time": 1.0,
-    "stop_strings": ["x"], "penalty_alpha": 0.5, "guidance_scale": 2.0, "num_beam_groups": 2,
-    "prompt_lookup_num_tokens": 2, "cache_implementation": "static", "sequence_bias": [[[3], 1.0]],
-    "renormalize_logits": True, "streamer": print, "stopping_criteria": [print],
-    "logits_processor": [print], "prefix_allowed_tokens_fn": print, "assistant_model": print,
-    "past_key_values": (), "position_ids": IDS, "inputs_embeds": torch.ones(3, 6, 64),
-    "max_new_token": 3,
+    "num_beams": 2, "num_beam_groups": 2, "penalty_alpha": 0.5, "dola_layers": "high",
+    "guidance_scale": 2.0, "prompt_lookup_num_tokens": 2, "token_healing": True,
+    "encoder_repetition_penalty": 1.2, "encoder_no_repeat_ngram_size": 2,
+    "watermarking_config": WatermarkingConfig(), "cache_implementation": "static",
+    "prefill_chunk_size": 2, "output_attentions": True, "output_hidden_states": True,
+    "assistant_model": print, "custom_generate": print, "synced_gpus": True,
+    "negative_prompt_ids": IDS, "past_key_values": (), "position_ids": IDS, "max_new_token": 3,
 }  # fmt: skip
 IN_A_CONFIGURATION = [name for name in UNSERVED if name in GenerationConfig().to_dict()]
 
@@ -172,14 +171,59 @@ def test_nor_is_it_served_from_a_configuration(llama, name):
 
 def test_all_that_is_not_served_is_named_at_once(llama):
     engine = accel.HybridEngine(llama())
-    with pytest.raises(UnsupportedCapability, match="num_beams, repetition_penalty, streamer"):
-        engine.generate(IDS, num_beams=2, repetition_penalty=1.2, streamer=print)
+    with pytest.raises(UnsupportedCapability, match="num_beams, penalty_alpha, synced_gpus"):
+        engine.generate(IDS, num_beams=2, synced_gpus=True, penalty_alpha=1.2)
+
+
+def test_what_is_not_served_is_handed_on_if_the_caller_says_so(theirs, engine):
+    beams = {"num_beams": 3, "max_new_tokens": 5, "pad_token_id": 0}
+    asked = {**beams, "fallback": "transformers"}
+    want, before = (
+        theirs.generate(IDS, attention_mask=MASK, **beams),
+        snapshots.modules(engine.model),
+    )
+    with testing.installed(accel_cpu.plugin):
+        with pytest.warns(FallbackWarning, match='serve num_beams .*"transformers"'):
+            found = engine.generate(IDS, MASK, **asked)
+        again = engine.generate(IDS, MASK, **asked)  # without a word: one would be an error
+    assert torch.equal(found, want)
+    assert torch.equal(again, want)
+    assert snapshots.modules(engine.model) == before
+
+
+def test_what_is_served_is_not_handed_on(engine):
+    want = engine.generate(IDS, MASK, max_new_tokens=5, return_logprobs=True)
+    found = engine.generate(
+        IDS, MASK, max_new_tokens=5, return_logprobs=True, fallback="transformers"
+    )
+    assert torch.equal(found.logprobs, want.logprobs)
+
+
+@pytest.mark.parametrize("ours", [{"seed": 0}, {"return_logprobs": True}, {"adapter": None}])
+def test_what_only_the_engine_has_is_not_handed_on(engine, ours):
+    with pytest.raises(UnsupportedCapability, match=rf"num_beams.* take {next(iter(ours))}"):
+        engine.generate(IDS, MASK, fallback="transformers", num_beams=2, **ours)
+    with pytest.raises(OpArgumentError, match="'transformers' or None; found 'vllm'"):
+        engine.generate(IDS, fallback="vllm", **ours)
+
+
+def test_what_is_handed_on_may_fail_and_leaves_the_engine_in_place(engine):
+    def stop(ids, scores, **kwargs):
+        raise KeyboardInterrupt
+
+    before = snapshots.modules(engine.model)
+    asked = {"num_beams": 2, "stopping_criteria": [stop], "max_new_tokens": 3}
+    own_registry, warns = testing.installed(accel_cpu.plugin), pytest.warns(FallbackWarning)
+    with own_registry, warns, pytest.raises(KeyboardInterrupt):
+        engine.generate(IDS, MASK, fallback="transformers", **asked)
+    assert snapshots.modules(engine.model) == before
 
 
 def test_what_asks_for_nothing_is_taken(llama):
     nothing = {
         "num_beams": 1, "repetition_penalty": 1.0, "min_p": None, "streamer": None,
         "synced_gpus": False, "output_scores": False, "use_cache": True, "early_stopping": False,
+        "logits_processor": [], "stopping_criteria": None, "disable_compile": True, "abort": None,
     }  # fmt: skip
     assert accel.HybridEngine(llama()).generate(IDS, max_new_tokens=1, **nothing).shape == (3, 7)
 
@@ -238,13 +282,17 @@ def test_a_limit_on_tokens_holds(llama):
         engine.generate(IDS, max_new_tokens=7)
 
 
-def test_a_limit_on_the_cache_holds_and_leaves_what_was_there(llama):
-    """Keys and values, 2 layers of 2 heads of 16 numbers of 4 bytes, 64 tokens per sequence."""
-    room = 2 * 2 * 2 * 16 * 4 * 64
-    engine = accel.HybridEngine(llama(), config={"kv_cache_bytes": 3 * room})
-    want = engine.generate(IDS, MASK, max_new_tokens=4)
-    assert engine.model.generate.cache.bytes == 3 * room
-    with pytest.raises(CapacityError, match=f"4 sequences of 7 tokens takes {4 * room} bytes"):
-        engine.generate(seeded((4, 6)), max_new_tokens=1)
-    assert engine.model.generate.cache.bytes == 3 * room
-    assert torch.equal(engine.generate(IDS, MASK, max_new_tokens=4), want)
+def test_rollouts_inside_and_outside_inference_mode_are_the_same(model):
+    """What is kept between them was made in the mode of the first."""
+    engine, ids = accel.HybridEngine(model), seeded((2, 6))
+    asked = {"max_new_tokens": 8, "do_sample": True, "seed": 1, "return_logprobs": True}
+    with torch.inference_mode():
+        inside = engine.generate(ids, **asked)
+    outside = engine.generate(ids, **asked)
+    with torch.inference_mode():
+        again = engine.generate(ids, **asked)
+        values = engine.logprobs(again.sequences, again.attention_mask)[:, -8:]
+    for made in (outside, again):
+        assert torch.equal(made.sequences, inside.sequences)
+        assert torch.equal(made.logprobs, inside.logprobs)
+    assert torch.equal(values, inside.logprobs)

@@ -18,8 +18,8 @@ from transformers.generation import logits_process
 
 from accel import engine as engines
 from accel import ops
-from accel.engine import sampling
 from accel.engine.cache import KVCache
+from accel.engine.generation import sampling
 from accel.engine.modules import parts
 
 pytestmark = [
@@ -31,7 +31,8 @@ pytestmark = [
 ENGINE = str(Path(engines.__file__).parent)
 ASKED = {
     "max_new_tokens": 3, "do_sample": True, "top_k": 20, "temperature": 0.8, "seed": 5,
-    "return_logprobs": True, "output_logits": True,
+    "return_logprobs": True, "output_logits": True, "output_scores": True,
+    "num_return_sequences": 2, "eos_token_id": list(range(0, models.VOCAB, 4)),
 }  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def in_sampling(fuse):
 
 
 def in_cache(fuse):
-    return [Patch(fuse, KVCache, name) for name in ("reserve", "admit", "extend")]
+    return [Patch(fuse, KVCache, name) for name in ("reserve", "admit", "extend", "fork", "keep")]
 
 
 class Lines:
@@ -188,7 +189,7 @@ def rollout(engine):
 
 def all_of(roll):
     return snapshots.bits([roll.sequences, roll.attention_mask, roll.logprobs,
-                           roll.processed_logprobs, roll.logits])  # fmt: skip
+                           roll.processed_logprobs, roll.scores, roll.logits])  # fmt: skip
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)

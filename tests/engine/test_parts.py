@@ -2,15 +2,16 @@
 
 import copy
 import pickle
+from dataclasses import replace
 from itertools import pairwise
 
+import models
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import accel
-from accel.engine import request as requests
 from accel.engine.cache import BUCKET, KVCache
 from accel.engine.sequences import Sequences
 from accel.errors import CapacityError, OpArgumentError
@@ -113,6 +114,28 @@ def test_positions_that_do_not_count_one_by_one_are_refused(rows, given_):
         sequences(rows, given_)
 
 
+# -- the spec ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"parallel": True, "norms_sums": True}, r"at most one of .*'parallel', 'norms_sums'"),
+        ({"qkv_rows": "interleaved"}, "'stacked' or 'grouped'; found 'interleaved'"),
+    ],
+    ids=str,
+)
+def test_a_layer_that_contradicts_itself_is_refused(llama, change, says):
+    with pytest.raises(ValueError, match=says):
+        replace(accel.plan(llama()).spec.layer, **change)
+
+
+def test_a_gate_within_another_projection_needs_no_op_of_its_own():
+    """phi3's: an exact kernel for gated_linear is not asked for where nothing calls it."""
+    assert "gated_linear" not in accel.plan(models.small("phi3")).served_by
+    assert "gated_linear" in accel.plan(models.small("llama")).served_by
+
+
 # -- the cache ---------------------------------------------------------------------------------
 
 
@@ -187,6 +210,38 @@ def test_a_copy_is_empty_with_the_same_limit(spec, copied):
     assert cache.bytes > 0
 
 
+def test_sequences_that_stay_stay_where_they_are(spec):
+    cache = reserved(spec, batch=3)
+    cache.admit(sequences([[0, 1, 1], [1, 1, 1], [0, 0, 1]]))
+    cache.keep(torch.tensor([1, 2]))
+    then = cache.admit(Sequences.of(None, (2, 1), HOST))
+    assert then.spans.tolist() == [[0, 1, BUCKET, 4], [1, 1, 2 * BUCKET, 2]]
+    assert then.slots.tolist() == [BUCKET + 3, 2 * BUCKET + 1]
+
+
+def test_a_fork_has_copies_of_what_it_names(spec):
+    cache = reserved(spec, batch=4)
+    cache.keep(slice(2))
+    fed = cache.admit(sequences([[0, 1, 1], [1, 1, 1]]))
+    k = torch.arange(5 * 2 * 16.0).view(5, 2, 16)
+    for layer in range(2):
+        cache.extend(layer, fed.slots, k, -k)
+    cache.fork(torch.tensor([0, 0, 1, 0]))
+    assert cache.lengths.tolist() == [2, 2, 3, 2]
+    assert cache.starts.tolist() == [0, BUCKET, 2 * BUCKET, 3 * BUCKET]
+    for rows, want in ((cache._keys[1], k), (cache._values[1], -k)):
+        for start, own in zip(cache.starts, (want[:2], want[:2], want[2:], want[:2])):
+            assert torch.equal(rows[start : start + len(own)], own)
+
+
+def test_the_limit_has_room_for_so_many(spec):
+    assert reserved(spec).most(spec, 10, LIKE) is None
+    assert KVCache(3 * BUCKET * PER_TOKEN).most(spec, 10, LIKE) == 3
+    assert KVCache(3 * BUCKET * PER_TOKEN).most(spec, BUCKET + 1, LIKE) == 1
+    with pytest.raises(CapacityError, match="1 sequences of 65 tokens takes"):
+        KVCache(BUCKET * PER_TOKEN).most(spec, BUCKET + 1, LIKE)
+
+
 def test_each_token_has_a_slot_of_its_sequence_at_its_position(spec):
     cache = reserved(spec)
     first = cache.admit(sequences([[0, 1, 1], [1, 1, 1]]))
@@ -200,44 +255,3 @@ def test_each_token_has_a_slot_of_its_sequence_at_its_position(spec):
     keys, values = cache.extend(1, then.slots, k, -k)
     assert torch.equal(keys[[2, BUCKET + 3]], k)
     assert torch.equal(values[[2, BUCKET + 3]], -k)
-
-
-# -- requests ----------------------------------------------------------------------------------
-
-IDS = torch.ones(2, 5, dtype=torch.int64)
-
-
-def read(llama, config=None, **settings):
-    return requests.read(llama(), IDS, config, settings)
-
-
-def test_a_request_that_asks_for_nothing_is_greedy_and_ends_after_twenty(llama):
-    found = read(llama)
-    assert (found.max_new_tokens, found.process, found.eos, found.pad) == (20, None, (), None)
-    assert (found.samples_each, found.output_logits, found.as_object) == (1, False, False)
-
-
-@pytest.mark.parametrize(
-    ("asked", "filler"),
-    [({"pad_token_id": 5, "eos_token_id": 3}, 5), ({"eos_token_id": [3, 4]}, 3), ({}, 0)],
-    ids=str,
-)
-def test_behind_an_end_stands_the_padding_or_the_end(llama, asked, filler):
-    assert read(llama, **asked).filler == filler
-
-
-def test_reading_a_request_changes_no_configuration(llama):
-    from transformers import GenerationConfig
-
-    model, config = llama(), GenerationConfig(max_length=9)
-    before = config.to_dict(), model.generation_config.to_dict()
-    requests.read(model, IDS, config, {"do_sample": True, "temperature": 0.5, "top_p": 0.5})
-    assert (config.to_dict(), model.generation_config.to_dict()) == before
-
-
-def test_processors_are_those_asked_for(llama):
-    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
-    plain = read(llama, do_sample=True, top_k=0)
-    assert plain.process(IDS, logits) is logits
-    cut = read(llama, do_sample=True, top_k=2, temperature=0.5).process(IDS, logits)
-    assert cut.tolist() == [[float("-inf"), float("-inf"), 4.0, 6.0]]

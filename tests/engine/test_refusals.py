@@ -8,7 +8,7 @@ import snapshots
 import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import CTRLConfig, CTRLLMHeadModel
 from transformers.models.llama import modeling_llama
 
 import accel
@@ -24,11 +24,8 @@ def rope(kind, **more):
     return models.llama(rope_parameters={"rope_type": kind, **ROPE, **more})
 
 
-def opt():
-    return OPTForCausalLM(
-        OPTConfig(vocab_size=97, hidden_size=16, ffn_dim=16, num_hidden_layers=1,
-                  num_attention_heads=2, word_embed_proj_dim=16)
-    )  # fmt: skip
+def ctrl():
+    return CTRLLMHeadModel(CTRLConfig(vocab_size=97, n_embd=16, dff=16, n_layer=1, n_head=2))
 
 
 class OtherMlp(modeling_llama.LlamaMLP):
@@ -100,7 +97,7 @@ def tuned(config, **model):
 
 MLP, QUERIES = "model.layers.1.mlp", "model.layers.0.self_attn.q_proj"
 REFUSED = {
-    "architecture": (opt, r"\[architecture\].*gpt2, llama.*OPTForCausalLM.*accel_policies"),
+    "architecture": (ctrl, r"\[architecture\].*gpt2, .*llama.*CTRLLMHeadModel.*accel_policies"),
     "no model": (lambda: nn.Linear(2, 2), r"\[architecture\].*Linear"),
     "meta": (lambda: models.llama().to("meta"), r"\[device\].*with values, found meta"),
     "dtypes": (lambda: changed(half_in_16_bits), r"\[dtype\].*found bfloat16, float32"),
@@ -122,6 +119,18 @@ REFUSED = {
     "cross": (
         lambda: models.gpt2(add_cross_attention=True), r"add_cross_attention=False, found True"
     ),
+    "bloom": (lambda: models.small("bloom", slow_but_exact=True), "slow_but_exact=False"),
+    "gemma2": (
+        lambda: models.small("gemma2", use_bidirectional_attention=True), r"attention.*found True"
+    ),
+    "falcon": (
+        lambda: models.small(
+            "falcon", new_decoder_architecture=False, parallel_attn=False, num_kv_heads=4,
+            multi_query=False, hidden_dropout=0.1,
+        ),
+        r"\[hidden_dropout\].*found 0.1",
+    ),
+    "opt": (lambda: models.small("opt", layerdrop=0.1), r"layerdrop=0.0, found 0.1"),
     "DoRA": (lambda: tuned(LoraConfig(**QUERY, use_dora=True)), rf"{QUERIES} .*plain LoRA.*varia"),
     "IA3": (
         lambda: tuned(IA3Config(**QUERY, feedforward_modules=[])), rf"{QUERIES} .*peft.tuners.ia3"

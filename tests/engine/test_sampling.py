@@ -2,6 +2,7 @@
 
 import copy
 
+import models
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from measures import seeded
 
 import accel
-from accel.engine import sampling
+from accel.engine.generation import sampling
 
 IDS = seeded((4, 6), high=20)
 MASK = torch.ones_like(IDS)
@@ -168,28 +169,65 @@ def test_the_extremes_pick_the_first_and_the_last_token_that_can_be():
 # -- the distribution --------------------------------------------------------------------------
 
 # 0.999 quantiles of chi-squared by degrees of freedom (the table above).
-CRITICAL = {9: 27.877, 19: 43.820}
+CRITICAL = {
+    1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467, 5: 20.515, 6: 22.458, 7: 24.322, 8: 26.125,
+    9: 27.877, 10: 29.588, 11: 31.264, 12: 32.910, 13: 34.528, 14: 36.123, 15: 37.697,
+    16: 39.252, 17: 40.790, 18: 42.312, 19: 43.820,
+}  # fmt: skip
+
+
+def as_they_are(p):
+    return torch.ones_like(p, dtype=torch.bool)
+
+
+def best(count):
+    return lambda p: p >= p.topk(count).values[-1]
+
+
+def typical(p):
+    """The fewest tokens nearest to the entropy in surprise that reach half of all."""
+    surprise = (-p.log() + (p * p.log()).sum()).abs()
+    order = surprise.argsort()
+    return torch.isin(torch.arange(20), order[: int((p[order].cumsum(0) < 0.5).sum()) + 1])
+
+
+# What is asked for, and the temperature and which tokens of what probabilities stay with it.
 PROCESSED = [
-    ({"top_k": 0}, 19),
-    ({"top_k": 0, "temperature": 0.7}, 19),
-    ({"top_k": 10}, 9),
-    ({"top_k": 10, "temperature": 2.0}, 9),
+    ({"top_k": 0}, 1.0, as_they_are),
+    ({"top_k": 0, "temperature": 0.7}, 0.7, as_they_are),
+    ({"top_k": 10}, 1.0, best(10)),
+    ({"top_k": 10, "temperature": 2.0}, 2.0, best(10)),
+    ({"min_p": 0.5}, 1.0, lambda p: p >= 0.5 * p.max()),
+    ({"min_p": 0.5, "temperature": 2.0}, 2.0, lambda p: p >= 0.5 * p.max()),
+    ({"typical_p": 0.5}, 1.0, typical),
+    ({"epsilon_cutoff": 0.05}, 1.0, lambda p: p >= 0.05),
 ]
 
 
-@pytest.mark.parametrize(("asked", "degrees"), PROCESSED, ids=str)
-def test_tokens_are_drawn_as_often_as_their_probability_says(engine, asked, degrees):
+@pytest.mark.parametrize(
+    ("asked", "temperature", "stay"), PROCESSED, ids=[str(asked) for asked, *_ in PROCESSED]
+)
+def test_tokens_are_drawn_as_often_as_their_probability_says(engine, asked, temperature, stay):
     asked = {**ASKED, **asked, "max_new_tokens": 1, "num_return_sequences": 4000}
     made = engine.generate(IDS[:1], MASK[:1], output_logits=True, **asked)
-    logits = made.logits[0][0].double() / asked.get("temperature", 1.0)
-    kept = logits.topk(degrees + 1)
-    probabilities = torch.zeros(20, dtype=torch.float64)
-    probabilities[kept.indices] = kept.values.softmax(0)
+    of_all = (made.logits[0][0].double() / temperature).softmax(0)
+    kept = stay(of_all)
+    probabilities = of_all[kept] / of_all[kept].sum()
     counts = made.sequences[:, -1].bincount(minlength=20)
-    assert counts[probabilities == 0].sum() == 0
-    assert probabilities[kept.indices].max() > 1.5 * probabilities[kept.indices].min()
-    found = chi_squared(counts[kept.indices], probabilities[kept.indices])
-    assert found < CRITICAL[degrees]
+    assert counts[~kept].sum() == 0
+    assert probabilities.max() > 1.2 * probabilities.min()
+    assert chi_squared(counts[kept], probabilities) < CRITICAL[len(probabilities) - 1]
+    assert bool(kept.all()) is (stay is as_they_are)
+
+
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_every_architecture_draws_as_transformers_logits_say(name):
+    model = models.small(name, vocab_size=20, initializer_range=0.06)
+    probabilities = model(IDS[:1]).logits[0, -1].double().softmax(-1)
+    made = answers(
+        accel.HybridEngine(model), IDS[:1], MASK[:1], max_new_tokens=1, num_return_sequences=2000
+    )
+    assert chi_squared(made.flatten().bincount(minlength=20), probabilities) < CRITICAL[19]
 
 
 def test_top_p_draws_from_the_fewest_tokens_that_reach_it(engine):

@@ -17,7 +17,10 @@ BUCKET = 64
 
 class KVCache:
     """Rows ``[B * capacity, kv_heads, head_dim]`` of keys and of values per layer, in the model's
-    dtype: sequence b's token at position p lies in row ``b * capacity + p``.
+    dtype: the token at position p of a sequence lies in row ``start + p``, where the sequence stays
+    when others leave.
+
+    ``starts``   int64 ``[B]`` of the sequences still going, ``lengths`` how many tokens are kept
 
     Kept from one rollout to the next while it is large enough; :meth:`release` gives it back.
     """
@@ -25,6 +28,7 @@ class KVCache:
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self.capacity = 0
+        self.starts: Tensor | None = None
         self.lengths: Tensor | None = None
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -40,46 +44,75 @@ class KVCache:
         """What is allocated."""
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
 
+    def most(self, spec: DecoderSpec, tokens: int, like: Tensor) -> int | None:
+        """How many sequences of up to ``tokens`` tokens the limit has room for; None without one.
+
+        CapacityError if there is room for none.
+        """
+        if self.limit is None:
+            return None
+        found = self.limit // _needed(spec, 1, tokens, like)
+        if not found:
+            self._require(spec, 1, tokens, like)
+        return found
+
     def reserve(self, spec: DecoderSpec, batch: int, tokens: int, like: Tensor) -> None:
         """Make room for ``batch`` sequences of up to ``tokens`` tokens, all empty.
 
         CapacityError if that exceeds the limit; what was there before is then kept.
         """
-        capacity = -(-tokens // BUCKET) * BUCKET
+        self._require(spec, batch, tokens, like)
+        capacity = _capacity(tokens)
         shape = (batch * capacity, spec.kv_heads, spec.head_dim)
         layers = len(spec.scales)
-        needed = 2 * layers * shape[0] * shape[1] * shape[2] * like.element_size()
-        if self.limit is not None and needed > self.limit:
-            raise CapacityError(
-                f"a KV cache for {batch} sequences of {tokens} tokens takes {needed} bytes, "
-                f"kv_cache_bytes permits {self.limit}; generate fewer sequences at once or "
-                "shorter ones"
-            )
         if not self._fits(shape, layers, like):
             self.release()
-            self._keys, self._values = (
-                [torch.empty(shape, dtype=like.dtype, device=like.device) for _ in range(layers)]
-                for _ in range(2)
-            )
+            with torch.inference_mode(False):  # so that later rollouts may write to it outside
+                self._keys, self._values = (
+                    [
+                        torch.empty(shape, dtype=like.dtype, device=like.device)
+                        for _ in range(layers)
+                    ]
+                    for _ in range(2)
+                )
         self.capacity = capacity
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=like.device)
+        self.starts = torch.arange(batch, device=like.device) * capacity
+        self.lengths = torch.zeros_like(self.starts)
 
     def release(self) -> None:
         """Give the memory back."""
-        self._keys, self._values, self.lengths, self.capacity = [], [], None, 0
+        self._keys, self._values, self.capacity = [], [], 0
+        self.starts = self.lengths = None
+
+    def keep(self, sequences: Tensor | slice) -> None:
+        """Go on with these of the sequences only, by their place among those that were going."""
+        assert self.starts is not None
+        assert self.lengths is not None
+        self.starts, self.lengths = self.starts[sequences], self.lengths[sequences].clone()
+
+    def fork(self, which: Tensor) -> None:
+        """Go on with as many sequences as ``which`` says, each with a copy of what the one it names
+        has kept. Only those that lie first, where :meth:`reserve` left them, may be going."""
+        assert self.lengths is not None
+        longest, count = int(self.lengths.max()), len(which)
+        for rows in (*self._keys, *self._values):
+            kept = rows[: count * self.capacity].view(count, self.capacity, *rows.shape[1:])
+            kept[:, :longest] = kept[which, :longest]
+        self.starts = torch.arange(count, device=which.device) * self.capacity
+        self.lengths = self.lengths[which]
 
     def admit(self, fed: Sequences) -> Sequences:
         """The sequences of one step as continuations of what is kept; their rows get a slot each.
 
         Afterwards the new tokens count as kept, and each layer must :meth:`extend` once.
         """
+        assert self.starts is not None
         assert self.lengths is not None
         q_start, q_len = fed.spans[:, 0], fed.spans[:, 1]
-        batch = torch.arange(len(q_len), device=q_len.device)
         positions = fed.positions + self.lengths[:, None]
-        slots = fed.pack(batch[:, None] * self.capacity + positions)
-        self.lengths = self.lengths + q_len
-        spans = torch.stack((q_start, q_len, batch * self.capacity, self.lengths), dim=1)
+        slots = fed.pack(self.starts[:, None] + positions)
+        self.lengths.add_(q_len)  # in its place, where a replay of this looks for it
+        spans = torch.stack((q_start, q_len, self.starts, self.lengths), dim=1)
         return Sequences(positions, spans, fed.rows, slots)
 
     def extend(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,3 +132,21 @@ class KVCache:
             and kept.shape[1:] == shape[1:]
             and kept.shape[0] >= shape[0]
         )
+
+    def _require(self, spec: DecoderSpec, batch: int, tokens: int, like: Tensor) -> None:
+        needed = _needed(spec, batch, tokens, like)
+        if self.limit is not None and needed > self.limit:
+            raise CapacityError(
+                f"a KV cache for {batch} sequences of {tokens} tokens takes {needed} bytes, "
+                f"kv_cache_bytes permits {self.limit}; generate shorter ones"
+            )
+
+
+def _capacity(tokens: int) -> int:
+    return -(-tokens // BUCKET) * BUCKET
+
+
+def _needed(spec: DecoderSpec, batch: int, tokens: int, like: Tensor) -> int:
+    """Bytes of such a cache."""
+    numbers = batch * _capacity(tokens) * spec.kv_heads * spec.head_dim
+    return 2 * len(spec.scales) * numbers * like.element_size()

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from accel import ops
 from accel.engine.call import Call
+from accel.engine.modules.parts import head_of
 from accel.engine.sequences import Sequences
 from accel.errors import OpArgumentError
 from accel.layers.hooks import has_hooks
@@ -43,7 +43,7 @@ class Training(Call):
         logits = None
         if loss is None or not self.skip_logits:
             last = slice(-self.keep, None) if isinstance(self.keep, int) else self.keep
-            logits = head(hidden[:, last])
+            logits = head_of(head).logits(head(hidden[:, last]))
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
     def _loss(
@@ -88,7 +88,7 @@ class Scoring(Call):
 
 @dataclass(frozen=True, eq=False)
 class Step(Call):
-    """The logits after each sequence's last token, fp32 ``[B, V]``."""
+    """What the head projects each sequence's last token to, fp32 ``[B, V]``."""
 
     dropout: bool = False
 
@@ -102,5 +102,5 @@ def _scored(
     """(log-probability, entropy) of ``ids`` ``[T]``; by way of the logits, to the same bits, where
     a hook on the head expects to see those."""
     if has_hooks(head):
-        return ops.logprob(head(h), ids, temperature=temperature)
+        return head_of(head).values(head(h), ids, temperature)
     return head(h, ids=ids, temperature=temperature)  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -23,13 +24,24 @@ class HybridEngineConfig(Fixed):
     ``release_inference_cache``    give the KV cache back after every ``generate``
     ``pin_parameters``, ``tp_gather_partition_size``  speak of ZeRO-3 partitions; without them
                                    there is nothing to pin or to gather
-    ``enable_cuda_graph``          replay a decode step as a graph; no backend offers that so far
+    ``enable_cuda_graph``          replay a decode step as a graph. None: where the device has
+                                   graphs and nothing watches the model; True refuses a device
+                                   without them
+
+    Under the names of DeepSpeed's whole configuration:
+
+    ``gradient_accumulation_steps``  ``backward`` and ``step`` per update of the parameters
+    ``gradient_clipping``          total norm the gradients are scaled down to; None: any
 
     Ours:
 
+    ``master_weights``             the optimizer steps on fp32 copies of 16-bit parameters, which
+                                   get the results, rounded; their gradients are added up in fp32,
+                                   beside the copies
     ``exact``                      training and generation agree bitwise, or the engine refuses;
                                    False permits implementations whose rows depend on their company
-    ``kv_cache_bytes``             most bytes the KV cache may take; None: no limit
+    ``kv_cache_bytes``             most bytes the KV cache may take; what it has no room for is made
+                                   in several waves. None: no limit
     ``micro_batch_size``           rows per forward in ``logprobs``; None: all at once
     ``on_stats``                   called with ``(phase, seconds)`` whenever a phase ends
     """
@@ -40,7 +52,10 @@ class HybridEngineConfig(Fixed):
     release_inference_cache: bool = False
     pin_parameters: bool = True
     tp_gather_partition_size: int = 8
-    enable_cuda_graph: bool = False
+    enable_cuda_graph: bool | None = None
+    gradient_accumulation_steps: int = 1
+    gradient_clipping: float | None = None
+    master_weights: bool = False
     exact: bool = True
     kv_cache_bytes: int | None = None
     micro_batch_size: int | None = None
@@ -53,17 +68,22 @@ class HybridEngineConfig(Fixed):
                 raise ConfigError(f"{setting.name} must be True or False, not {value!r}")
         for name in ("max_out_tokens", "kv_cache_bytes", "micro_batch_size"):
             _require_positive(name, getattr(self, name), optional=True)
-        for name in ("inference_tp_size", "tp_gather_partition_size"):
+        for name in (
+            "inference_tp_size", "tp_gather_partition_size", "gradient_accumulation_steps",
+        ):  # fmt: skip
             _require_positive(name, getattr(self, name))
+        norm = self.gradient_clipping
+        real = isinstance(norm, (int, float)) and not isinstance(norm, bool)
+        if norm is not None and not (real and 0 < norm < math.inf):
+            raise ConfigError(f"gradient_clipping must be a positive norm or None, not {norm!r}")
         if self.inference_tp_size != 1:
             raise UnsupportedCapability(
                 f"inference_tp_size is {self.inference_tp_size}; generation is not split over "
                 "ranks so far, only 1 is possible"
             )
-        if self.enable_cuda_graph:
-            raise UnsupportedCapability(
-                "enable_cuda_graph: no backend replays a decode step as a graph so far; leave it "
-                "False"
+        if self.enable_cuda_graph not in (None, True, False):
+            raise ConfigError(
+                f"enable_cuda_graph must be True, False or None, not {self.enable_cuda_graph!r}"
             )
 
     def without_effect(self) -> list[str]:
@@ -76,6 +96,25 @@ class HybridEngineConfig(Fixed):
         """From a dict such as DeepSpeed's ``hybrid_engine`` block; unknown keys are refused."""
         require_known(settings, (field.name for field in fields(cls)))
         return cls(**settings)
+
+    @classmethod
+    def from_deepspeed(cls, settings: Mapping[str, Any]) -> HybridEngineConfig:
+        """From DeepSpeed's whole configuration: ``hybrid_engine``, ``gradient_accumulation_steps``,
+        ``gradient_clipping`` (0 is none there) and ``bf16``, which means master weights.
+
+        Everything else in it is refused by name: optimizer, schedule, batches and sharding are made
+        in PyTorch, and given to the engine.
+        """
+        taken = ("hybrid_engine", "gradient_accumulation_steps", "gradient_clipping", "bf16")
+        require_known(settings, taken)
+        found = dict(settings)
+        block, half = found.pop("hybrid_engine", {}), found.pop("bf16", {})
+        require_known(half, ("enabled",))
+        clipping = found.pop("gradient_clipping", None) or None
+        masters = half.get("enabled", False)
+        return cls.from_dict(
+            {**block, **found, "gradient_clipping": clipping, "master_weights": masters}
+        )
 
 
 def _require_positive(name: str, value: Any, *, optional: bool = False) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +15,13 @@ from torch import Tensor, nn
 from accel.engine.call import ACTIVE
 from accel.engine.calls import Scoring
 from accel.engine.config import HybridEngineConfig
-from accel.engine.generation import Generate, Rollout
+from accel.engine.generation.generate import Generate
+from accel.engine.generation.rollout import Rollout
 from accel.engine.hybrid import hybridize
 from accel.engine.modules.projection import require_adapter
 from accel.engine.planning import Plan
 from accel.engine.stats import Stats
+from accel.engine.training.optimization import Optimization
 from accel.errors import OpArgumentError, UnsupportedModelError
 
 
@@ -34,7 +38,7 @@ class HybridEngine:
     ``model`` is one of transformers, also inside a wrapper (PEFT, DDP); its parameters stay where
     they are and are the only copy. UnsupportedModelError, with every reason, if it cannot be
     served; then nothing was changed. ``config`` may be a dict such as DeepSpeed's ``hybrid_engine``
-    block.
+    block. ``lr_scheduler`` is stepped after the optimizer.
     """
 
     def __init__(
@@ -42,13 +46,14 @@ class HybridEngine:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         config: HybridEngineConfig | Mapping[str, Any] | None = None,
+        lr_scheduler: Any = None,
     ) -> None:
         if isinstance(config, Mapping):
             config = HybridEngineConfig.from_dict(config)
         self.config = config or HybridEngineConfig()
         self.model = model
-        self.optimizer = optimizer
         self.plan: Plan | None = hybridize(model, self.config) if self.config.enabled else None
+        self._optimization = Optimization(model, optimizer, lr_scheduler, self.config)
         self._stats = Stats(next(model.parameters()).device, self.config.on_stats)
 
     # -- training --------------------------------------------------------------------------
@@ -62,18 +67,94 @@ class HybridEngine:
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def backward(self, loss: Tensor) -> Tensor:
-        """Add the loss's gradients to the parameters'; returns the loss."""
+        """Add the loss's gradients to the parameters', as those of the mean over
+        ``gradient_accumulation_steps``; returns the loss as it was given.
+
+        NonFiniteError, before anything is added, for a loss that is inf or nan. Ranks add up their
+        gradients as their wrapper does it: after every micro batch, but for DDP's ``no_sync`` and
+        FSDP2's ``set_requires_gradient_sync``.
+        """
         with self._stats.phase("backward"):
-            loss.backward()
+            self._optimization.backward(loss)
         return loss
 
-    def step(self) -> None:
-        """One step of the optimizer, then no gradients."""
-        if self.optimizer is None:
-            raise RuntimeError("this engine was made without an optimizer; pass one to step")
+    def step(self, lr_kwargs: Mapping[str, Any] | None = None) -> None:
+        """At the boundary of accumulation: clip the gradients, one step of the optimizer and of the
+        scheduler (with ``lr_kwargs``), then no gradients. Before it: count.
+
+        NonFiniteError if the gradients' norm is inf or nan: they are dropped and nothing else is
+        changed, so that whoever catches it has left these batches out.
+        """
         with self._stats.phase("step"):
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self._optimization.step(lr_kwargs or {})
+
+    def zero_grad(self) -> None:
+        """Drop the gradients; accumulation begins again."""
+        self._optimization.zero_grad()
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        """True if the next ``step`` updates the parameters."""
+        return self._optimization.at_boundary()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        return self._optimization.optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+        self._optimization.optimizer = optimizer
+
+    @property
+    def lr_scheduler(self) -> Any:
+        return self._optimization.lr_scheduler
+
+    @property
+    def global_steps(self) -> int:
+        """Updates of the parameters so far."""
+        return self._optimization.global_steps
+
+    @property
+    def global_grad_norm(self) -> float | None:
+        """Total norm of the last update's gradients, before they were clipped."""
+        return self._optimization.global_grad_norm
+
+    def get_lr(self) -> list[float]:
+        """The learning rate of each of the optimizer's groups."""
+        return [group["lr"] for group in self._optimization.require_optimizer().param_groups]
+
+    def save_checkpoint(
+        self,
+        save_dir: str | os.PathLike[str],
+        tag: str | None = None,
+        client_state: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write model, optimizer, schedule, master weights, counters, torch's random state and
+        ``client_state`` (rank 0's) to ``save_dir/tag``, by default ``global_stepN``; returns that.
+
+        Through torch.distributed.checkpoint, on every rank, to a folder that all of them see. It is
+        there whole or not at all, in the place of one with the same tag too, and ``latest`` names
+        it. CheckpointError where gradients wait for their update.
+        """
+        from accel.engine.training import checkpoint  # torch.distributed.checkpoint takes a second
+
+        with self._stats.phase("save"):
+            return checkpoint.save(self._optimization, Path(save_dir), tag, client_state or {})
+
+    def load_checkpoint(
+        self, load_dir: str | os.PathLike[str], tag: str | None = None
+    ) -> tuple[Path, dict[str, Any]]:
+        """Go on from a checkpoint, by default the latest: (its path, the ``client_state``).
+
+        Bitwise as if nothing had come between on as many ranks; with more of them, whose random
+        state was never saved keeps its own. An engine without an optimizer takes the model alone.
+        CheckpointError, and nothing is changed, if it is torn, or of another model or training.
+        Everything is read beside the model first, which takes its memory once more. Gradients are
+        dropped. A checkpoint is unpickled: load those you trust.
+        """
+        from accel.engine.training import checkpoint
+
+        with self._stats.phase("load"):
+            return checkpoint.load(self._optimization, Path(load_dir), tag)
 
     def train(self, mode: bool = True) -> HybridEngine:
         """Set the model's training mode: dropout acts, in training forwards only."""
@@ -90,11 +171,11 @@ class HybridEngine:
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *args: Any,
         **kwargs: Any,
     ) -> Tensor | Rollout:  # fmt: skip
-        """Answers to prompts; see :class:`accel.engine.generation.Generate`. The mode of the model
-        does not matter and is not touched."""
+        """Answers to prompts; see :class:`accel.engine.generation.generate.Generate`. The model's
+        mode does not matter and is not touched."""
         with self._stats.phase("generate") as counts:
             generate = self._generate()
-            found = generate(input_ids, attention_mask, *args, **kwargs)
+            found: Tensor | Rollout = generate(input_ids, attention_mask, *args, **kwargs)
             counts["tokens"] = generate.made
         return found
 

@@ -29,6 +29,17 @@ class Forward:
         del self.module.__dict__["forward"]
 
 
+class Branch(Forward):
+    """Attention or MLP of a layer, whose parts the spec names from the layer on."""
+
+    def __init__(self, module: nn.Module, path: str | None) -> None:
+        super().__init__(module)
+        self.prefix = f"{path}." if path else ""
+
+    def _part(self, path: str) -> nn.Module:
+        return self.module.get_submodule(path.removeprefix(self.prefix))
+
+
 def installed(module: nn.Module) -> Forward | None:
     """The Forward in a module's place, if there is one."""
     found = module.__dict__.get("forward")

@@ -6,7 +6,7 @@ from torch import nn
 
 from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import installed
-from accel.engine.generation import Generate
+from accel.engine.generation.generate import Generate
 from accel.engine.planning import Plan, plan
 
 

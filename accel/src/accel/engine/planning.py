@@ -18,6 +18,7 @@ from accel.contracts.checks import WIDE
 from accel.engine import policy as policies
 from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import Forward
+from accel.engine.modules.experts import Experts, RoutedMlp, Router
 from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
@@ -138,14 +139,18 @@ def _forwards(
     makers: dict[str, Callable[[], Forward]] = {
         "model": lambda: CausalLM(module, spec, config.exact),
         "decoder": lambda: Decoder(module, spec, config.exact),
-        "embedding": lambda: Embedding(module),
+        "tokens": lambda: Embedding(module, scale=spec.token_scale),
+        "positions": lambda: Embedding(module, first=spec.first_position),
         "rotary": lambda: RotaryAngles(module),
-        "norm": lambda: Norm(module, spec.norm, spec.norm_eps),
-        "layer": lambda: DecoderLayer(module, spec),
+        "norm": lambda: Norm(module, spec),
+        "layer": lambda: DecoderLayer(module, spec, role.layer),
         "attention": lambda: Attention(module, spec, role.layer),
         "mlp": lambda: Mlp(module, spec),
+        "routed": lambda: RoutedMlp(module, spec.layer),
+        "router": lambda: Router(module, spec.layer),
+        "experts": lambda: Experts(module),
         "activation": lambda: Activation(module, spec.act),
-        "head": lambda: Head(module),
+        "head": lambda: Head(module, spec),
     }
     if role.kind in makers:
         yield Replacement(role.path, makers[role.kind]())
@@ -185,21 +190,15 @@ def _served(
 ) -> tuple[dict[str, str], list[Refusal]]:  # fmt: skip
     """The implementation of every op the model needs, or why there is none."""
     parameter = next(model.parameters())
-    needed: dict[str, dict[str, Any]] = {
-        "embedding": {}, spec.norm: {}, "linear": {"out_dtype": WIDE.get(parameter.dtype)},
-        "attention": {}, "logprob": {},
-    }  # fmt: skip
-    needed |= {"gated_linear": {"act": spec.act}} if spec.layer.gate else {}
-    needed |= {"rotary": {}} if spec.rotary else {}
+    needed = _needed(spec, parameter.dtype)
     if any(isinstance(r.forward, LoraLinear) for r in replacements):
-        needed["lora_linear"] = {}
+        needed.append(("lora_linear", {}))
     served: dict[str, str] = {}
     refused: list[Refusal] = []
     with ops.use(exact=config.exact, strict=config.exact):
-        for op, options in needed.items():
-            decision = ops.explain(
-                op, device=parameter.device, dtype=parameter.dtype, grad=True, **options
-            )
+        for op, options in needed:
+            asked = {"dtype": parameter.dtype, **options}
+            decision = ops.explain(op, device=parameter.device, grad=True, **asked)
             if decision.chosen is None:
                 want, remedy = "an implementation", "install a backend that serves it"
                 if config.exact:
@@ -211,13 +210,37 @@ def _served(
     return served, refused
 
 
+def _needed(spec: DecoderSpec, dtype: torch.dtype) -> list[tuple[str, dict[str, Any]]]:
+    """The ops of a model and what they are asked for; attention once for each kind of layer."""
+    wide = WIDE.get(dtype)
+    found: list[tuple[str, dict[str, Any]]] = [
+        ("embedding", {}), (spec.norm, {}), ("linear", {"out_dtype": wide}),
+        ("logprob", {}),
+    ]  # fmt: skip
+    layer, layers = spec.layer, range(len(spec.scales))
+    if layer.gate not in (None, layer.up) and not all(map(layer.has_experts, layers)):
+        found += [("gated_linear", {"act": spec.act})]
+    if any(map(layer.has_experts, layers)):
+        found += [("softmax", {"dtype": wide}), ("grouped_linear", {"out_dtype": wide})]
+    found += [("rotary", {})] if spec.rotary else []
+    for window in dict.fromkeys(map(spec.window, layers)):
+        asked = {"window": window, "softcap": spec.score_softcap, "slopes": bool(spec.slopes)}
+        found += [("attention", asked | {"dropout": spec.probability_dropout})]
+    return found
+
+
 def _notes(model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> Iterator[str]:
     dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
-    if dropouts or spec.probability_dropout:
-        yield (
-            "the model has dropout, which acts in a training step: its values then differ from "
-            "those of generate and logprobs, where dropout is off in any mode"
-        )
+    experts = spec.layer.experts
+    for noise, acts in (
+        ("dropout", dropouts or spec.probability_dropout),
+        ("router jitter", experts is not None and experts.jitter),
+    ):
+        if acts:
+            yield (
+                f"the model has {noise}, which acts in a training step: its values then differ "
+                f"from those of generate and logprobs, where {noise} is off in any mode"
+            )
     idle = config.without_effect()
     if idle:
         yield (

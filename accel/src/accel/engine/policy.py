@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -24,12 +24,16 @@ class ModelPolicy:
     ``source``   module its classes come from: one whose ``forward`` was overridden elsewhere means
                  something else, and is refused
 
+    ``small``    settings that a small model of it cannot do without, beside the usual sizes, which
+                 the conformance suite sets: such as how many experts
+
     A plugin returns its policies from the hook ``accel_policies``.
     """
 
     name: ClassVar[str]
     model: ClassVar[str]
     source: ClassVar[str]
+    small: ClassVar[Mapping[str, Any]] = {}
 
     def serves(self, model: nn.Module) -> bool:
         """True if the model is of this architecture, a subclass of it included."""

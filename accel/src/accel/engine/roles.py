@@ -10,7 +10,7 @@ from torch import nn
 
 from accel.engine.forward import Forward, installed
 from accel.engine.reading import AS_IT_IS
-from accel.engine.spec import DecoderSpec
+from accel.engine.spec import DecoderSpec, LayerSpec
 from accel.errors import UnsupportedModelError
 from accel.refusal import Refusal
 
@@ -22,6 +22,9 @@ _LIBRARIES = (
     "transformers.activations",
 )
 _LORA = ("Linear", "peft.tuners.lora.layer")
+_LORA_ON_PARAMETER = ("ParamWrapper", "peft.tuners.lora.layer")
+# The parameters of a router and of experts, whose modules are the architecture's own.
+_WEIGHTS = {"router": ("weight",), "experts": ("gate_up_proj", "down_proj")}
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,17 @@ class Role:
         if own is not None and not isinstance(own, Forward):
             yield self._refusal("its class's forward", f"a forward of its own, {own!r:.80}")
         if self.kind in ("projection", "head"):
-            yield from self._projection_reasons(module)
-        elif self.kind == "embedding":
-            yield from self._embedding_reasons(module)
+            yield from self._projection_reasons(module, source)
+        elif self.kind in ("tokens", "positions"):
+            yield from self._embedding_reasons(module, source)
+        elif _is(module, _LORA_ON_PARAMETER):
+            remedy = "adapt projections (target_modules), not parameters (target_parameters)"
+            yield self._refusal("without LoRA", "an adapter on a parameter", remedy)
         elif type(module).forward.__module__ not in (source, *_LIBRARIES):
             found = f"{type(module).__name__}, whose forward is {type(module).forward.__module__}'s"
             yield self._refusal(f"a module as {source} has it", found)
+        elif self.kind in _WEIGHTS:
+            yield from self._weight_reasons(module)
 
     def is_transposed(self, module: nn.Module) -> bool:
         """True if the module keeps its weight as ``[in, out]``."""
@@ -53,48 +61,74 @@ class Role:
         """True for PEFT's LoRA layer around a linear projection."""
         return _is(module, _LORA)
 
-    def _projection_reasons(self, module: nn.Module) -> Iterator[Refusal]:
+    def _projection_reasons(self, module: nn.Module, source: str) -> Iterator[Refusal]:
         if self.kind == "projection" and self.is_lora(module):
             lora: Any = module
             if lora.lora_variant:
                 yield self._refusal("plain LoRA", f"a variant of it ({sorted(lora.lora_variant)})")
             module = lora.base_layer
-        if type(module).forward is not nn.Linear.forward and not self.is_transposed(module):
+        forward = type(module).forward
+        own = isinstance(module, nn.Linear) and forward.__module__ == source
+        if forward is not nn.Linear.forward and not own and not self.is_transposed(module):
             yield self._refusal("a linear projection, with plain LoRA or without", _name(module))
 
-    def _embedding_reasons(self, module: nn.Module) -> Iterator[Refusal]:
-        if not isinstance(module, nn.Embedding) or type(module).forward is not nn.Embedding.forward:
+    def _embedding_reasons(self, module: nn.Module, source: str) -> Iterator[Refusal]:
+        forward = type(module).forward
+        known = forward is nn.Embedding.forward or forward.__module__ == source
+        if not isinstance(module, nn.Embedding) or not known:
             yield self._refusal("a torch.nn.Embedding", _name(module))
         elif module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
             yield self._refusal("an embedding without max_norm, scale_grad_by_freq and sparse",
                                 repr(module))  # fmt: skip
 
-    def _refusal(self, want: str, have: str) -> Refusal:
-        return Refusal("module", f"{self.path or 'the model'} to be {want}", have, AS_IT_IS)
+    def _weight_reasons(self, module: nn.Module) -> Iterator[Refusal]:
+        """Of modules that are no projection, and whose parameters are read nevertheless."""
+        for name in _WEIGHTS[self.kind]:
+            weight = module._parameters.get(name)
+            if weight is None or not weight.is_floating_point():
+                have = "none" if weight is None else str(weight.dtype).removeprefix("torch.")
+                yield self._refusal(f"a module with a floating-point parameter {name}", have)
+        if getattr(module, "_is_expert_parallel", False):
+            yield self._refusal("all experts", "those of one process (expert parallelism)")
+
+    def _refusal(self, want: str, have: str, remedy: str = AS_IT_IS) -> Refusal:
+        return Refusal("module", f"{self.path or 'the model'} to be {want}", have, remedy)
 
 
 def roles(spec: DecoderSpec) -> Iterator[Role]:
     """Every module that is replaced, outermost first."""
     yield Role("", "model")
     yield Role(spec.decoder, "decoder")
-    yield Role(spec.tokens, "embedding")
-    if spec.positions:
-        yield Role(spec.positions, "embedding")
-    if spec.rotary:
-        yield Role(spec.rotary, "rotary")
-    layer = spec.layer
-    projections = (*layer.qkv, layer.out, layer.gate, layer.up, layer.down)
+    yield Role(spec.tokens, "tokens")
+    outside = (
+        (spec.positions, "positions"),
+        (spec.rotary if isinstance(spec.rotary, str) else None, "rotary"),
+        (spec.embedding_norm, "norm"),
+        (spec.embedding_in, "projection"),
+        (spec.embedding_out, "projection"),
+        (spec.final_norm, "norm"),
+        (spec.head, "head"),
+    )
+    yield from (Role(path, kind) for path, kind in outside if path)
     for index, path in enumerate(spec.layer_paths()):
         yield Role(path, "layer", index)
-        yield Role(f"{path}.{layer.attention}", "attention", index)
-        yield Role(f"{path}.{layer.mlp}", "mlp", index)
-        yield Role(f"{path}.{layer.act}", "activation", index)
-        for norm in (layer.attention_norm, layer.mlp_norm):
-            yield Role(f"{path}.{norm}", "norm", index)
-        for projection in filter(None, projections):
-            yield Role(f"{path}.{projection}", "projection", index)
-    yield Role(spec.final_norm, "norm")
-    yield Role(spec.head, "head")
+        inside = _inside(spec.layer, index)
+        yield from (Role(f"{path}.{part}", kind, index) for part, kind in inside if part)
+
+
+def _inside(layer: LayerSpec, index: int) -> Iterator[tuple[str | None, str]]:
+    """Path and kind of what the layer of that index has."""
+    yield layer.attention, "attention"
+    if layer.experts is not None and layer.has_experts(index):
+        yield layer.mlp, "routed"
+        yield layer.experts.router, "router"
+        yield layer.experts.experts, "experts"
+        yield layer.experts.act, "activation"
+    else:
+        yield layer.mlp, "mlp"
+        yield layer.act, "activation"
+    yield from ((norm, "norm") for norm in layer.norms())
+    yield from ((projection, "projection") for projection in layer.projections(index))
 
 
 def require_current(model: nn.Module, spec: DecoderSpec) -> None:

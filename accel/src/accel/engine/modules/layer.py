@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,20 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel import ops
+from accel.contracts.checks import WIDE
 from accel.engine.call import Call, current
-from accel.engine.forward import Forward
-from accel.engine.modules.parts import Angles
+from accel.engine.forward import Branch, Forward
+from accel.engine.modules.parts import Angles, multiplied
 from accel.engine.modules.projection import activated, gated
 from accel.engine.sequences import Sequences
 from accel.engine.spec import DecoderSpec
 
 
 class DecoderLayer(Forward):
-    """``h + attention(norm(h))``, then ``h + mlp(norm(h))``; ``[B, S, H]`` to ``[B, S, H]``."""
+    """Attention and MLP as the spec joins them; ``[B, S, H]`` to ``[B, S, H]``."""
 
-    def __init__(self, module: nn.Module, spec: DecoderSpec) -> None:
+    def __init__(self, module: nn.Module, spec: DecoderSpec, index: int) -> None:
         super().__init__(module)
         self.spec = spec.layer
+        self.has_experts = spec.layer.has_experts(index)
+        # Where the MLP is no module, its parts are this one's.
+        self.own_mlp = Mlp(module, spec) if spec.layer.mlp is None else None
 
     def __call__(
         self, h: Tensor, angles: Angles | None, sequences: Sequences, call: Call
@@ -35,10 +40,47 @@ class DecoderLayer(Forward):
         return self._layer(h, angles, sequences, call)
 
     def _layer(self, h: Tensor, angles: Angles | None, sequences: Sequences, call: Call) -> Tensor:
-        part, spec = self.module.get_submodule, self.spec
+        spec = self.spec
+
+        def attention(x: Tensor) -> Tensor:
+            y = self._dropped(
+                self._part(spec.attention)(x, angles, sequences)[0], spec.attention_dropout
+            )
+            return multiplied(self._normed(spec.attention_out_norm, y), spec.scale)
+
+        def mlp(x: Tensor) -> Tensor:
+            own: Any = self.own_mlp if spec.mlp is None else self._part(spec.mlp)
+            y = own(x, sequences) if self.has_experts else own(x)
+            y = self._dropped(y, spec.mlp_dropout)
+            return multiplied(self._normed(spec.mlp_out_norm, y), spec.scale)
+
         with call.active(h.device):
-            h = h + part(spec.attention)(part(spec.attention_norm)(h), angles, sequences)[0]
-            return h + part(spec.mlp)(part(spec.mlp_norm)(h))  # type: ignore[no-any-return]
+            if spec.parallel:
+                x = self._normed(spec.attention_norm, h)
+                y = self._normed(spec.mlp_norm, h) if spec.mlp_norm else x
+                return h + self._thinned(attention(x) + mlp(y))
+            h = self._added(h, attention, spec.attention_norm)
+            return self._added(h, mlp, spec.mlp_norm)
+
+    def _added(self, h: Tensor, branch: Callable[[Tensor], Tensor], norm: str | None) -> Tensor:
+        if self.spec.norms_sums:
+            return self._normed(norm, h + self._thinned(branch(h)))
+        x = self._normed(norm, h)
+        return (x if self.spec.adds_to_normed else h) + self._thinned(branch(x))
+
+    def _normed(self, norm: str | None, x: Tensor) -> Tensor:
+        return x if norm is None else self._part(norm)(x)
+
+    def _dropped(self, x: Tensor, path: str | None) -> Tensor:
+        return x if path is None or not current().dropout else self._part(path)(x)
+
+    def _thinned(self, x: Tensor) -> Tensor:
+        """By the dropout of layers that have no module for it."""
+        drops = self.spec.dropout and self.module.training and current().dropout
+        return F.dropout(x, self.spec.dropout) if drops else x
+
+    def _part(self, path: str) -> nn.Module:
+        return self.module.get_submodule(path)
 
     def _recomputes(self) -> bool:
         """True if gradient checkpointing is on: layers of transformers do it in their class's
@@ -48,24 +90,8 @@ class DecoderLayer(Forward):
         return asked and torch.is_grad_enabled()
 
 
-class _Branch(Forward):
-    """Attention or MLP: a module of the layer whose parts are named from the layer on."""
-
-    def __init__(self, module: nn.Module, path: str) -> None:
-        super().__init__(module)
-        self.prefix = path + "."
-
-    def _part(self, path: str) -> nn.Module:
-        return self.module.get_submodule(path.removeprefix(self.prefix))
-
-    def _dropped(self, x: Tensor, path: str | None) -> Tensor:
-        if path is None or not current().dropout:
-            return x
-        return self._part(path)(x)  # type: ignore[no-any-return]
-
-
-class Attention(_Branch):
-    """Projections, rotary positions, KV cache, attention, and the projection back.
+class Attention(Branch):
+    """Projections, their norms, rotary positions, KV cache, attention, and the projection back.
 
     Returns the result and None, as attention modules of transformers do where they keep no
     probabilities.
@@ -81,34 +107,63 @@ class Attention(_Branch):
     ) -> tuple[Tensor, None]:
         q, k, v = self._projected(x)
         if angles is not None:
-            q, k = ops.rotary(q, *angles), ops.rotary(k, *angles)
+            q, k = (ops.rotary(t, *angles, interleaved=self.spec.interleaved) for t in (q, k))
         q, k, v = map(sequences.pack, (q, k, v))
         cache = current().cache
         if cache is not None:
             assert sequences.slots is not None
             k, v = cache.extend(self.index, sequences.slots, k, v)
         attended = sequences.unpack(self._attended(q, k, v, sequences.spans))
-        out = self._part(self.spec.layer.out)(attended.flatten(-2))
-        return self._dropped(out, self.spec.layer.attention_dropout), None
+        return self._part(self.spec.layer.out)(attended.flatten(-2)), None
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q ``[B, S, heads, D]``, k and v ``[B, S, kv_heads, D]``."""
         spec = self.spec
         found = [self._part(path)(x) for path in spec.layer.qkv]
-        if len(found) == 1:
+        q, k, v = found if len(found) == 3 else self._parted(found[0])
+        q, k = self._qk_normed(spec.layer.q_norm, q), self._qk_normed(spec.layer.k_norm, k)
+        return q, k, self._heads(v)
+
+    def _parted(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """The rows of one projection, told apart."""
+        spec = self.spec
+        if spec.layer.qkv_rows == "stacked":
             sizes = [n * spec.head_dim for n in (spec.heads, spec.kv_heads, spec.kv_heads)]
-            found = list(found[0].split(sizes, dim=-1))
-        q, k, v = (t.unflatten(-1, (-1, spec.head_dim)) for t in found)
-        return q, k, v
+            return qkv.split(sizes, dim=-1)  # type: ignore[no-any-return]
+        grouped = qkv.unflatten(-1, (spec.kv_heads, -1, spec.head_dim))
+        queries = grouped.shape[-2] - 2
+        return tuple(t.flatten(-3) for t in grouped.split((queries, 1, 1), dim=-2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.spec.head_dim))  # type: ignore[no-any-return]
+
+    def _qk_normed(self, norm: str | None, x: Tensor) -> Tensor:
+        if norm is None:
+            return self._heads(x)
+        if self.spec.layer.whole_qk_norms:
+            return self._heads(self._part(norm)(x))
+        return self._part(norm)(self._heads(x))  # type: ignore[no-any-return]
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, spans: Tensor) -> Tensor:
-        scale, dropout = self.spec.scales[self.index], self.spec.probability_dropout
-        if dropout and self.module.training and current().dropout:
-            return attention_with_dropout(q, k, v, spans, scale, dropout)
-        return ops.attention(q, k, v, spans, scale=scale)
+        spec = self.spec
+        slopes = None
+        if spec.slopes is not None:
+            slopes = torch.tensor(spec.slopes, dtype=WIDE[q.dtype], device=q.device)
+        return ops.attention(
+            q, k, v, spans, scale=spec.scales[self.index], slopes=slopes,
+            window=spec.window(self.index), softcap=spec.score_softcap, **self._dropout(q),
+        )  # fmt: skip
+
+    def _dropout(self, q: Tensor) -> dict[str, Any]:
+        """Of the probabilities in a training step, from torch's generator."""
+        p = self.spec.probability_dropout
+        if not (p and self.module.training and current().dropout):
+            return {}
+        seed = torch.randint(2**62, (), dtype=torch.int64).to(q.device)
+        return {"dropout": p, "seed": seed}
 
 
-class Mlp(_Branch):
+class Mlp(Branch):
     """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))``."""
 
     def __init__(self, module: nn.Module, spec: DecoderSpec) -> None:
@@ -118,24 +173,11 @@ class Mlp(_Branch):
     def __call__(self, x: Tensor) -> Tensor:
         spec = self.spec
         up, act = self._part(spec.up), self._part(spec.act)
-        inner = (
-            activated(x, up, act) if spec.gate is None
-            else gated(x, self._part(spec.gate), up, act)
-        )  # fmt: skip
-        return self._dropped(self._part(spec.down)(inner), spec.mlp_dropout)
-
-
-def attention_with_dropout(
-    q: Tensor, k: Tensor, v: Tensor, spans: Tensor, scale: float, p: float
-) -> Tensor:
-    """:func:`accel.ops.attention` of sequences that attend to themselves, with dropout on the
-    probabilities: for a training step that asks for it, sequence by sequence."""
-    found = [q.new_empty((0, q.shape[1], v.shape[2]))]
-    for start, length, _, _ in spans.tolist():
-        rows = slice(start, start + length)
-        query, key, value = (t[None, rows].transpose(1, 2) for t in (q, k, v))
-        attended = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=p, is_causal=True, scale=scale, enable_gqa=True
-        )
-        found.append(attended.transpose(1, 2)[0])
-    return torch.cat(found)
+        if spec.gate is None:
+            inner = activated(x, up, act)
+        elif spec.gate == spec.up:
+            gate, other = up(x).chunk(2, dim=-1)
+            inner = act(gate) * other
+        else:
+            inner = gated(x, self._part(spec.gate), up, act)
+        return self._part(spec.down)(inner)  # type: ignore[no-any-return]

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from accel.engine.call import Call
 from accel.engine.calls import Step, Training
 from accel.engine.forward import Forward
+from accel.engine.modules.balance import balanced, keeping
+from accel.engine.modules.parts import Angles, angles_without_module, multiplied
 from accel.engine.roles import require_current
 from accel.engine.sequences import Sequences
-from accel.engine.spec import DecoderSpec
+from accel.engine.spec import DecoderSpec, Rotary
 from accel.errors import OpArgumentError, UnsupportedCapability
 
 
@@ -79,23 +81,37 @@ class Decoder(_Model):
                 sequences = call.cache.admit(sequences)
             h = self._part(self.spec.tokens)(input_ids) if inputs_embeds is None else inputs_embeds
             h = self._placed(h, sequences, call)
-            angles = None
-            if self.spec.rotary is not None:
-                angles = self._part(self.spec.rotary)(h, sequences.positions)
+            angles = self._angles(h, sequences.positions)
             kept = []
             for layer in self._part(self.spec.layers).children():
                 kept += [h] if keep else []
                 h = layer(h, angles, sequences, call)
-            h = self._part(self.spec.final_norm)(h)
+            for path in (self.spec.final_norm, self.spec.embedding_out):
+                h = h if path is None else self._part(path)(h)
         return Decoded(h, sequences, (*kept, h) if keep else None)
 
     def _placed(self, h: Tensor, sequences: Sequences, call: Call) -> Tensor:
-        """With learned positions and dropout, where the model has them."""
-        if self.spec.positions is not None:
-            h = h + self._part(self.spec.positions)(sequences.positions)
-        if self.spec.embedding_dropout is not None and call.dropout:
-            h = self._part(self.spec.embedding_dropout)(h)
+        """As the first layer takes it: scaled, projected, with positions, norm and dropout, where
+        the model has them."""
+        spec = self.spec
+        h = multiplied(h, spec.embedding_scale)
+        if spec.embedding_in is not None:
+            h = self._part(spec.embedding_in)(h)
+        if spec.positions is not None:
+            h = h + self._part(spec.positions)(sequences.positions)
+        if spec.embedding_norm is not None:
+            h = self._part(spec.embedding_norm)(h)
+        if spec.embedding_dropout is not None and call.dropout:
+            h = self._part(spec.embedding_dropout)(h)
         return h
+
+    def _angles(self, h: Tensor, positions: Tensor) -> Angles | None:
+        rotary = self.spec.rotary
+        if rotary is None:
+            return None
+        if isinstance(rotary, Rotary):
+            return angles_without_module(h, positions, rotary)
+        return self._part(rotary)(h, positions)  # type: ignore[no-any-return]
 
     def _part(self, path: str) -> nn.Module:
         return self.module.get_submodule(path.removeprefix(self.spec.decoder + "."))
@@ -115,6 +131,7 @@ class CausalLM(_Model):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
         skip_logits: bool | None = None,
+        output_router_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         call: Call | None = None,
@@ -125,6 +142,7 @@ class CausalLM(_Model):
         without the logits, and there are none unless ``skip_logits=False``. Autocast is ignored.
         """
         refuse(unserved)
+        routed = call is None and self._keeps_router_logits(output_router_logits)
         if call is None:
             call = Training(
                 exact=self.exact, labels=labels, keep=logits_to_keep, items=num_items_in_batch,
@@ -134,16 +152,28 @@ class CausalLM(_Model):
             require_current(self.module, self.spec)
         decoder = self.module.get_submodule(self.spec.decoder)
         head = self.module.get_submodule(self.spec.head)
-        decoded: Decoded = decoder(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states, call=call,
-        )  # fmt: skip
+        with keeping(routed) as kept:
+            decoded: Decoded = decoder(
+                input_ids, attention_mask=attention_mask, position_ids=position_ids,
+                inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states, call=call,
+            )  # fmt: skip
         with call.active(decoded.hidden.device):
             found = call.result(head, decoded.hidden, decoded.sequences)
         if not isinstance(call, Training):
             return found
         found.hidden_states = decoded.kept
+        experts = self.spec.layer.experts
+        if experts is not None:
+            found = balanced(found, kept, decoded.sequences, self.module, experts)
         return found if return_dict is not False else found.to_tuple()
+
+    def _keeps_router_logits(self, asked: bool | None) -> bool:
+        """Where there are routers, as asked or else configured."""
+        if self.spec.layer.experts is None:
+            refuse({"output_router_logits": asked})
+            return False
+        config: Any = self.module.config
+        return bool(config.output_router_logits if asked is None else asked)
 
 
 def refuse(unserved: dict[str, Any]) -> None:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from accel import ops
 from accel.contracts.checks import WIDE
-from accel.engine.forward import Forward
+from accel.contracts.vocabulary import Adjustment
+from accel.engine.forward import Forward, installed
 from accel.engine.modules.projection import Linear
+from accel.engine.spec import DecoderSpec, Rotary
 
 _NORMS: dict[str, Callable[..., Tensor]] = {"rms_norm": ops.rms_norm, "layer_norm": ops.layer_norm}
 
@@ -19,53 +21,105 @@ Angles = tuple[Tensor, Tensor]
 
 
 class Embedding(Forward):
-    """Rows of a table. As in torch, the row of ``padding_idx`` gets no gradient."""
+    """Rows of a table from its row ``first`` on, multiplied by ``scale`` in their dtype. As in
+    torch the row of ``padding_idx`` gets no gradient."""
+
+    def __init__(self, module: nn.Module, first: int = 0, scale: float = 1.0) -> None:
+        super().__init__(module)
+        self.first = first
+        self.scale = scale
 
     def __call__(self, ids: Tensor) -> Tensor:
+        ids = ids + self.first if self.first else ids
         rows = ops.embedding(ids, self.module.weight)  # type: ignore[arg-type]
         padding: int | None = self.module.padding_idx  # type: ignore[assignment]
-        if padding is None or not rows.requires_grad:
-            return rows
-        return torch.where(ids.eq(padding)[..., None], rows.detach(), rows)
+        if padding is not None and rows.requires_grad:
+            rows = torch.where(ids.eq(padding)[..., None], rows.detach(), rows)
+        return multiplied(rows, self.scale)
 
 
 class Norm(Forward):
     """RMSNorm or LayerNorm over the last dimension, in fp32, rounded once."""
 
-    def __init__(self, module: nn.Module, kind: str, eps: float) -> None:
+    def __init__(self, module: nn.Module, spec: DecoderSpec) -> None:
         super().__init__(module)
-        self.kind = kind
-        self.eps = eps
+        self.kind = spec.norm
+        self.eps = spec.norm_eps
+        self.offset = spec.norm_offset
 
     def __call__(self, x: Tensor) -> Tensor:
-        given = [self.module.weight]
+        op, weight = _NORMS[self.kind], self.module.weight
+        if self.offset:  # a sum that x's dtype may not hold
+            wide = WIDE[x.dtype]
+            return op(x.to(wide), weight.to(wide) + self.offset, eps=self.eps).to(x.dtype)  # type: ignore[operator]
+        given = [weight]
         if self.kind == "layer_norm":
             given.append(self.module.bias)
-        return _NORMS[self.kind](x, *given, eps=self.eps)
+        return op(x, *given, eps=self.eps)
 
 
-class RotaryAngles(Forward):
-    """cos and sin of position times frequency, ``[..., D/2]``.
+def multiplied(x: Tensor, factor: float) -> Tensor:
+    """``x`` times a factor that is rounded to its dtype first; ``x`` itself if that is 1."""
+    return x if factor == 1 else x * torch.tensor(factor, dtype=x.dtype)
+
+
+def angles(positions: Tensor, frequencies: Tensor, scaling: float, dtype: torch.dtype) -> Angles:
+    """cos and sin of position times frequency, ``[..., D/2]``, for heads of ``dtype``.
 
     As in transformers the product is fp32; unlike there it is never rounded to 16 bits.
     """
+    with torch.no_grad():
+        found = positions[..., None].float() * frequencies.float()
+        wide = WIDE[dtype]
+        return (found.cos() * scaling).to(wide), (found.sin() * scaling).to(wide)
+
+
+class RotaryAngles(Forward):
+    """:func:`angles` by the module's own frequencies."""
 
     def __call__(self, x: Tensor, position_ids: Tensor) -> Angles:
         module: Any = self.module
-        with torch.no_grad():
-            angles = position_ids[..., None].float() * module.inv_freq.float()
-            scaling = module.attention_scaling
-            cos, sin = angles.cos() * scaling, angles.sin() * scaling
-            return cos.to(WIDE[x.dtype]), sin.to(WIDE[x.dtype])
+        return angles(position_ids, module.inv_freq, module.attention_scaling, x.dtype)
+
+
+def angles_without_module(x: Tensor, positions: Tensor, rotary: Rotary) -> Angles:
+    """:func:`angles` by the frequencies that ``rotary`` says."""
+    steps = torch.arange(0, rotary.width, 2, dtype=torch.int64, device=x.device).float()
+    return angles(positions, 1.0 / rotary.base ** (steps / rotary.width), 1.0, x.dtype)
 
 
 class Head(Linear):
-    """Logits in fp32, never rounded to 16 bits; or, given ids, their (log-probability, entropy)
-    without the logits."""
+    """The projection to the vocabulary in fp32, never rounded to 16 bits; or, given ids, their
+    (log-probability, entropy) without it."""
+
+    def __init__(self, module: nn.Module, spec: DecoderSpec) -> None:
+        super().__init__(module)
+        self.adjustment: dict[str, Any] = {
+            "scale": spec.logit_scale, "softcap": spec.logit_softcap,
+        }  # fmt: skip
 
     def __call__(  # type: ignore[override]
         self, h: Tensor, ids: Tensor | None = None, temperature: float = 1.0
     ) -> Tensor | tuple[Tensor, Tensor]:
         if ids is None:
             return ops.linear(h, self.weight, self.bias, out_dtype=WIDE[h.dtype])
-        return ops.logprob(h, ids, self.weight, self.bias, temperature=temperature)
+        return ops.logprob(
+            h, ids, self.weight, self.bias, temperature=temperature, **self.adjustment
+        )
+
+    def logits(self, projected: Tensor) -> Tensor:
+        """What the model calls logits: scaled and capped."""
+        return Adjustment(temperature=1.0, **self.adjustment)(projected)
+
+    def values(
+        self, projected: Tensor, ids: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """(log-probability, entropy) of ids, to the bits they have without the projection."""
+        return ops.logprob(projected, ids, temperature=temperature, **self.adjustment)
+
+
+def head_of(module: nn.Module) -> Head:
+    """The forward that stands in the head's place."""
+    found = installed(module)
+    assert isinstance(found, Head)
+    return found

@@ -22,6 +22,10 @@ class LlamaPolicy(ModelPolicy):
             *activation_reasons(config.hidden_act),
         ]
 
+    def activation(self, config: Any) -> str:
+        """As accel.contracts.activation names it."""
+        return ACTIVATIONS[config.hidden_act]
+
     def spec(self, config: Any) -> DecoderSpec:
         head_dim = getattr(config, "head_dim", None)
         head_dim = head_dim or config.hidden_size // config.num_attention_heads
@@ -50,7 +54,7 @@ class LlamaPolicy(ModelPolicy):
             max_positions=config.max_position_embeddings,
             norm="rms_norm",
             norm_eps=config.rms_norm_eps,
-            act=ACTIVATIONS[config.hidden_act],
+            act=self.activation(config),
             scales=(head_dim**-0.5,) * config.num_hidden_layers,
             probability_dropout=config.attention_dropout,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 
 import torch
 
@@ -53,7 +54,8 @@ def allocated_is_of_this_device(acc: Accelerator, seen: Evidence) -> None:
     if lacks(acc, "memory_stats", seen):
         return
     before = _allocated(acc)
-    elsewhere = bytearray(SIZE)
+    elsewhere = mmap.mmap(-1, SIZE)  # of the system, not from what the process has and freed ...
+    elsewhere.write(bytes(SIZE))  # ... and touched, without which it is none
     moved = _allocated(acc) - before
     seen.expect("memory", moved == 0, f"{len(elsewhere)} bytes of Python's moved it by {moved}")
     others = [i for i in range(acc.device_count()) if i != acc.current_device()]

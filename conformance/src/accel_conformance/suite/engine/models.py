@@ -70,7 +70,7 @@ def made(policy: ModelPolicy, dtype: torch.dtype, device: torch.device) -> Trial
     """The policy's model and prompts; weights and tokens are those of a fixed seed."""
     kind = getattr(importlib.import_module(policy.source), policy.model)
     torch.manual_seed(0)
-    model = kind(kind.config_class(**CONFIG)).eval()
+    model = kind(kind.config_class(**{**CONFIG, **policy.small})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms and biases leave the ones and zeros they begin with

@@ -20,24 +20,25 @@ _WORD = 2**64 - 1
 Sample = tuple[int, int]
 
 
-def samples_of(ids: Tensor, mask: Tensor, given: Sequence[int] | Tensor | None) -> list[Sample]:
-    """The identity of each row ``[B, S]``: what the caller gave, else its prompt.
+def samples_of(prompts: Sequence[bytes], given: Sequence[int] | Tensor | None) -> list[Sample]:
+    """The identity of each answer: what the caller gave, else its prompt.
 
     A prompt seen again in the batch is another sample of it; the padding does not count, nor what
     else is in the batch.
     """
     if given is not None:
         wanted = [int(sample) for sample in given]
-        if len(wanted) != len(ids):
-            raise ValueError(f"{len(wanted)} sample_ids for {len(ids)} sequences; give one each")
+        if len(wanted) != len(prompts):
+            raise ValueError(
+                f"{len(wanted)} sample_ids for {len(prompts)} sequences; give one each"
+            )
         return [(sample, 0) for sample in wanted]
-    seen: Counter[int] = Counter()
+    seen: Counter[bytes] = Counter()
     samples = []
-    for row, real in zip(ids, mask):
-        content = np.array(row[real != 0].tolist(), dtype="<i8").tobytes()
-        number = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-        samples.append((number, seen[number]))
-        seen[number] += 1
+    for prompt in prompts:
+        number = int.from_bytes(hashlib.blake2b(prompt, digest_size=8).digest(), "little")
+        samples.append((number, seen[prompt]))
+        seen[prompt] += 1
     return samples
 
 

@@ -1,0 +1,8 @@
+"""From prompts to answers.
+
+generate.py   a hybridized model's ``generate``, in waves
+request.py    what it was asked                    prompts.py   to what, and which are alike
+decoding.py   the loop over tokens                 replay.py    a step recorded once and replayed
+sampling.py   reproducible random tokens           rollout.py   what it gives back
+fallback.py   transformers' own ``generate``
+"""
