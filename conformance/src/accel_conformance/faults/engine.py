@@ -109,7 +109,7 @@ def numbers_drawn_aside(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("gradients_repeat", "engine/*/gradients", role="backward")
+@fault("gradients_repeat", "engine/*/gradients", role="backward", **FIRST)
 def gradients_added_in_any_order(right: Formula) -> Formula:
     """The weight's gradient sums rows in an order of its own, as with atomic additions."""
     chance = random.Random(0)  # a count would come round at the same call of every step

@@ -203,6 +203,8 @@ def _builder(fault: Fault, impl: Impl, entry: catalog.Entry) -> type[OpBuilder]:
         kernel = entry.builder.load(entry.impl)
         if fault.role == "into":
             return op_builder.Kernel(kernel, into=fault.wrong(kernel))
+        if fault.role == "backward" and isinstance(kernel, op_builder.Kernel):
+            return replace(kernel, forward=None, backward=None)  # the contract's is at fault
         return fault.wrong(kernel) if fault.role == "kernel" else kernel
 
     def reasons(self: OpBuilder, _: Impl, request: Request) -> list[Refusal]:
