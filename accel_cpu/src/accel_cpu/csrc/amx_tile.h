@@ -144,9 +144,7 @@ inline void turned_tiles(const Bf16Tiles::Operand* x, const InRows<Bf16Tiles>& w
   };
   const int64_t whole = w.rows < 2 * kSide ? 0 : w.k / kTileDepth * kTileDepth;
   for (int64_t k = 0; k < whole; k += kTileDepth) {
-    const bf16* next = w.w + 2 * kSide * w.stride + k;
-    prefetch_rows(next, w.stride);
-    prefetch_rows(next + kSide * w.stride, w.stride);
+    w.ahead.ask(2 * kSide * kTileDepth * sizeof(bf16));
     step(k, w.w + k, w.stride);
   }
   for (int64_t k = whole; k < w.k; k += kTileDepth) {
@@ -174,7 +172,8 @@ void turned_rows(const Matrix& x, const Matrix& w, int64_t k, const Results& res
     for_columns(block, block.m0, block.m1, C, [&](const Block& tile) {
       const auto* rows = static_cast<const bf16*>(w.data) + tile.n0 * w.stride + k0;
       const auto run = [&](TileStart from, TileSums to) {
-        turned_tiles(panel, {rows, w.stride, tile.n1 - tile.n0, size}, R, from, to);
+        Ahead ahead = weight_ahead(rows + C * w.stride, w.stride, size, block.n1 - tile.n0 - C);
+        turned_tiles(panel, {rows, w.stride, tile.n1 - tile.n0, size, ahead}, R, from, to);
       };
       sum_tile(slice, tile, R, C, run, results);
     });

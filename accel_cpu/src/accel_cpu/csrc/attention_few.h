@@ -11,7 +11,7 @@
 namespace accel_cpu {
 namespace {
 
-// Keys whose values all heads take before the next ones, and how many keys ahead memory is asked
+// Keys whose values all heads take before the next ones, and how many keys ahead values are asked
 // for. Without asking 4096 keys of 4 heads of 64 are read at 6 GB/s in place of 9, where a sum of
 // as much memory reaches 16 (fp32, one Zen 3 core).
 constexpr int64_t kValueKeys = 8, kKeysAhead = 16;
@@ -20,13 +20,12 @@ constexpr int64_t kValueKeys = 8, kKeysAhead = 16;
 // n elements of one.
 template <int R, int C, class T, class... N>
 void add_few_values(const float* weights, int64_t keys, const T* v, int64_t stride, float* sums,
-                    int64_t width, N... n) {
+                    int64_t width, Ahead& ahead, N... n) {
   Vec acc[R * C];
 #pragma GCC unroll 24
   for (int j = 0; j < R * C; ++j) acc[j] = load(sums + j / C * width + j % C * kLanes, n...);
   for (int64_t key = 0; key < keys; ++key) {
-    const char* ahead = reinterpret_cast<const char*>(v + (key + kKeysAhead) * stride);
-    for_each_line(C * kLanes * sizeof(T), [=](int64_t i) { __builtin_prefetch(ahead + i); });
+    ahead.ask(C * kLanes * sizeof(T));
     Vec value[C];
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) value[c] = load(v + key * stride + c * kLanes, n...);
@@ -44,17 +43,17 @@ void add_few_values(const float* weights, int64_t keys, const T* v, int64_t stri
 // The same for all `width` elements of a value, and 1 to R rows.
 template <int R = kFewRows, class T>
 void add_few_values(int rows, const float* weights, int64_t keys, const T* v, int64_t stride,
-                    float* sums, int64_t width) {
+                    float* sums, int64_t width, Ahead& ahead) {
   if constexpr (R > 1) {
-    if (rows < R) return add_few_values<R - 1>(rows, weights, keys, v, stride, sums, width);
+    if (rows < R) return add_few_values<R - 1>(rows, weights, keys, v, stride, sums, width, ahead);
   }
   constexpr int C = tile_vectors(R);
   int64_t e = 0;
   for (; e + C * kLanes <= width; e += C * kLanes) {
-    add_few_values<R, C>(weights, keys, v + e, stride, sums + e, width);
+    add_few_values<R, C>(weights, keys, v + e, stride, sums + e, width, ahead);
   }
   for_each_vector(width - e, [&](int64_t i, auto... n) {
-    add_few_values<R, 1>(weights, keys, v + e + i, stride, sums + e + i, width, n...);
+    add_few_values<R, 1>(weights, keys, v + e + i, stride, sums + e + i, width, ahead, n...);
   });
 }
 
@@ -69,6 +68,7 @@ struct FewRows {
   int R = tile_rows(count, kFewRows);
   int64_t each = (count + R - 1) / R * R;  // places of a head
   int64_t q_size = (args.d + kChunk - 1) / kChunk * R * kChunk;  // of a tile
+  int64_t end = 0;  // of the keys that any row sees
   AttentionRow row[kAttentionRows];
   KeyRange seen[kAttentionRows];  // of the block of keys
   float factor[kAttentionRows];
@@ -90,19 +90,28 @@ struct FewRows {
     }
   }
 
+  // What head i asks for while it reads: the keys or values from `key` on, of all heads where those
+  // lie side by side, in which the heads share what `asked` has come to, or else its own.
+  void look_ahead(Ahead& asked, const Heads& of, int64_t width, int64_t key, int64_t i) const {
+    const bool beside = of.head == width;
+    if (beside && i > 0) return;
+    asked = Ahead(at(of, key, i), of.row, beside ? heads * width : width, end - key);
+  }
+
   // Of `keys` keys from `first` on.
   void score(int64_t first, int64_t keys) const {
     // One row's sums would wait for each addition's end.
     const bool two = R == 1;
     const auto tile = two ? transposed_tile<Widened<T>, 1, 2> : transposed_tile_of<Widened<T>>(R);
     const int64_t together = two ? 2 * kLanes : kLanes;
+    Ahead ahead, none;
     for (int64_t n = 0; n < keys; n += together) {
       for (int64_t i = 0; i < heads; ++i) {
-        const InRows<Widened<T>> w = {at(args.k, first + n, i), args.k.row,
-                                      smaller(keys - n, together), args.d,
-                                      kKeysAhead * args.k.row};
+        look_ahead(ahead, args.k, args.d, first + n + together, i);
         for (int64_t r = 0; r < count; r += R) {
           const int64_t place = i * each + r;
+          const InRows<Widened<T>> w = {at(args.k, first + n, i), args.k.row,
+                                        smaller(keys - n, together), args.d, r ? none : ahead};
           tile(q(place / R), w, args.d, {}, {weights(place) + n, kAttentionKeys});
         }
       }
@@ -119,10 +128,12 @@ struct FewRows {
   }
 
   // The values of keys [n, n1) of the block to the rows that see them, together if all do.
-  void add_values(int64_t first, int64_t n, int64_t n1, int64_t i) const {
+  void add_values(int64_t first, int64_t n, int64_t n1, int64_t i, Ahead& ahead) const {
+    Ahead none;
     const auto add = [&](int64_t place, int rows, KeyRange keys) {
       add_few_values(rows, weights(place) + keys.from, keys.to - keys.from,
-                     at(args.v, first + keys.from, i), args.v.row, sums(place), args.e);
+                     at(args.v, first + keys.from, i), args.v.row, sums(place), args.e,
+                     place == i * each ? ahead : none);
     };
     const int64_t begin = i * each;
     if (seen[begin].to >= n1 && seen[begin + count - 1].from <= n) {  // both ends ascend
@@ -152,6 +163,8 @@ struct FewRows {
       __builtin_memset(out(place), 0, args.e * sizeof(float));
     });
     const KeyRange any = {row[0].seen.from, row[count - 1].seen.to};
+    Ahead ahead;
+    end = any.to;
     int64_t first = any.from / kAttentionKeys * kAttentionKeys;
     for (; first < any.to; first += kAttentionKeys) {
       const int64_t keys = in_block(any, first).to;
@@ -160,7 +173,8 @@ struct FewRows {
       __builtin_memset(scratch.sums, 0, heads * each * args.e * sizeof(float));
       for (int64_t n = 0; n < keys; n += kValueKeys) {
         for (int64_t i = 0; i < heads; ++i) {
-          add_values(first, n, smaller(n + kValueKeys, keys), i);
+          look_ahead(ahead, args.v, args.e, first + n + kKeysAhead, i);
+          add_values(first, n, smaller(n + kValueKeys, keys), i, ahead);
         }
       }
       for_rows([&](int64_t, int64_t, int64_t place) { gather(place); });

@@ -32,21 +32,12 @@ struct InColumns {
   void scale(int64_t, Vec (&)[R * C]) const {}
 };
 
-// A tile of w by rows, so many of them, the first at `w`. Where they are too short for hardware to
-// follow, what is read later lies `next` elements from each.
+// A tile of w by rows, so many of them, the first at `w`; what is read later is asked for meanwhile.
 template <class Dot>
 struct InRows {
   const typename Dot::Element* w;
   int64_t stride, rows, k;
-  int64_t next = 0;
-
-  // Of kLanes rows, the first at `at`. Asking for a line once is too little where each row is a
-  // page of its own.
-  void prefetch(const typename Dot::Element* at) const {
-    if (!next) return prefetch_rows(at + kLanes * stride, stride);
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) __builtin_prefetch(at + j * stride + next, 0, 3);
-  }
+  Ahead& ahead;
 };
 
 // G times kLanes rows of w after the other, transposed in registers, block by block. Memory likes
@@ -71,7 +62,7 @@ void transposed_tile(const typename Dot::Staged* x, InRows<Dot> w, int64_t /*ste
         for (int g = 0; g < G; ++g) {
           const int64_t left = w.rows - column - g * kLanes;
           const auto* from = rows + (left > 0 ? g * kLanes * w.stride : 0) + k + i;
-          w.prefetch(from);
+          w.ahead.ask(kBlockBytes<Dot>);
           load_block<Dot>(from, w.stride, left > 0 ? left : 1, size - i, b[g]);
         }
         const auto step = [&](int j) {

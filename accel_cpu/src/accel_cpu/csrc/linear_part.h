@@ -97,7 +97,9 @@ void few_rows(const RowsOf<typename Dot::Arithmetic>& x, const Matrix& w, int64_
         const auto* at = static_cast<const typename Dot::Element*>(w.data) +
                          (w.by_columns ? k0 * w.stride + tile.n0 : tile.n0 * w.stride + k0);
         if (!w.by_columns) {
-          transposed(rows.data, {at, w.stride, tile.n1 - tile.n0, size}, steps, from, to);
+          Ahead ahead = weight_ahead(at + kLanes * w.stride, w.stride, size,
+                                     block.n1 - tile.n0 - kLanes);
+          transposed(rows.data, {at, w.stride, tile.n1 - tile.n0, size, ahead}, steps, from, to);
         } else if (tile.n1 - tile.n0 == C && size % Dot::kDepth == 0) {
           direct(rows.data, {at, w.stride}, steps, from, to);
         } else {

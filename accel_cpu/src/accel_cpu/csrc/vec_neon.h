@@ -14,7 +14,7 @@ constexpr int kLanes = 4;
 // a load of its own, so tiles are wide rather than tall: 10 loads a step, of 12 by 2 vectors 14.
 constexpr int kAccumulators = 24;
 constexpr int kTileRows = 6;  // of the tallest tile
-constexpr bool kPrefetchRows = false;  // not measured on any processor
+constexpr bool kAsksAhead = false;  // not measured on any processor
 
 inline Vec zero() { return vdupq_n_f32(0); }
 inline Vec broadcast(float a) { return vdupq_n_f32(a); }

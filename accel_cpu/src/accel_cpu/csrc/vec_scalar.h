@@ -13,7 +13,7 @@ namespace {
 constexpr int kLanes = 4;
 constexpr int kAccumulators = 4;
 constexpr int kTileRows = 2;  // of the tallest tile
-constexpr bool kPrefetchRows = false;
+constexpr bool kAsksAhead = false;
 
 struct Vec {
   float lane[kLanes];

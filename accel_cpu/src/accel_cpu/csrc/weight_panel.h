@@ -5,6 +5,7 @@
 // by rows they are transposed in registers. Rows of x wait beside it, kChunk of k at a time.
 #pragma once
 
+#include "ahead.h"
 #include "elementwise.h"
 #include "kernels.h"
 
@@ -76,24 +77,16 @@ constexpr int64_t steps_of(int64_t k) {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Calls f(i) for the cache lines of `bytes` bytes, each by the i of its first.
-template <class F>
-void for_each_line(int64_t bytes, F f) {
-  for (int64_t i = 0; i < bytes; i += 64) f(i);
-}
-
-// One line of each of the kLanes rows from w on, into L2, if that gains anything (vec_*.h). An
-// address past the end of w is harmless.
-template <class T>
-void prefetch_rows(const T* w, int64_t stride) {
-  if constexpr (kPrefetchRows) {
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) __builtin_prefetch(w + j * stride, 0, 2);
-  }
-}
-
 template <class Dot>
 constexpr int kBlock = kLanes * Dot::kDepth;  // of k in a vector of one row
+template <class Dot>
+constexpr int64_t kBlockBytes = kLanes * kBlock<Dot> * sizeof(typename Dot::Element);
+
+// The rows of a weight that come next, if asking for them gains anything (vec_*.h).
+template <class T>
+Ahead weight_ahead(const T* first, int64_t stride, int64_t k, int64_t rows) {
+  return kAsksAhead ? Ahead(first, stride, k, rows) : Ahead();
+}
 
 // As load_block at the ends of w. Out of line, or every tile would hold it.
 template <class Dot>
@@ -171,13 +164,14 @@ void copy_columns(const PanelOf<>& part, int vectors, typename Dot::Operand* out
 template <class Dot>
 void transpose_rows(const PanelOf<>& part, int vectors, typename Dot::Operand* out) {
   const auto* w = static_cast<const typename Dot::Element*>(part.w.data) + part.k0;
-  const int64_t stride = part.w.stride;
+  const int64_t stride = part.w.stride, after = part.n + vectors * kLanes;
+  Ahead ahead = weight_ahead(w + after * stride, stride, part.k, part.n1 - after);
   for (int c = 0; c < vectors; ++c) {
     const int64_t n = smaller(part.n + c * kLanes, part.n1 - 1);
     for (int64_t i = 0; i < part.k; i += kBlock<Dot>) {
       typename Dot::Operand steps[kLanes];
       const auto* from = w + n * stride + i;
-      prefetch_rows(from + vectors * kLanes * stride, stride);
+      ahead.ask(kBlockBytes<Dot>);
       load_block<Dot>(from, stride, part.n1 - n, part.k - i, steps);
       typename Dot::Operand* to = out + i / Dot::kDepth * vectors + c;
 #pragma GCC unroll 16
