@@ -63,7 +63,7 @@ _COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
 # Products, and their gradients of the arguments alone.
 _PRODUCT_GRADIENTS: dict[str, Callable[..., Any] | None] = {
     "linear": gradients.linear,
-    "gated_linear": None,
+    "gated_linear": gradients.gated_linear,
     "lora_linear": None,
     "quantized_linear": None,
     "norm_linear": gradients.norm_linear,

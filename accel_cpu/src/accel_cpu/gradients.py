@@ -30,9 +30,27 @@ def linear(
 ) -> Gradients:  # fmt: skip
     """dx = grad w, dw = grad^T x and db, for x ``[..., K]`` and w ``[N, K]``; NotImplemented where
     the contract's serve as well."""
-    if act is None and x.dtype not in _slow_in_torch():
+    if act is None and x.dtype not in slow_in_torch():
         return NotImplemented
     return _of_linear(grad, needs, x, w, b, act)
+
+
+def gated_linear(
+    grad: Tensor, needs: tuple[bool, ...], x: Tensor, w_gate: Tensor, w_up: Tensor,
+    b_gate: Tensor | None, b_up: Tensor | None, act: str, out_dtype: torch.dtype | None,
+) -> Gradients:  # fmt: skip
+    """Both products are computed again, in fp32, rather than kept."""
+    kernels = torch.ops.accel_cpu_kernels
+    gate = kernels.linear_native(x, w_gate, b_gate, None, torch.float32)
+    up = kernels.linear_native(x, w_up, b_up, None, torch.float32)
+    d_up = kernels.bias_act_native(gate, None, act).mul_(grad).to(x.dtype)
+    d_gate = _before(act, up.mul_(grad), gate).to(x.dtype)
+    through_gate, through_up = (needs[0], needs[1], needs[3]), (needs[0], needs[2], needs[4])
+    dx, dw_gate, db_gate, *_ = _of_linear(d_gate, through_gate, x, w_gate, b_gate, None)
+    dx_up, dw_up, db_up, *_ = _of_linear(d_up, through_up, x, w_up, b_up, None)
+    if dx is not None:
+        dx = dx + dx_up
+    return dx, dw_gate, dw_up, db_gate, db_up, None, None
 
 
 def tiled_linear(
@@ -40,7 +58,7 @@ def tiled_linear(
     partial: Tensor | None, out_dtype: torch.dtype | None,
 ) -> Gradients:  # fmt: skip
     """As :func:`linear`'s; a partial sum's is what comes back."""
-    if x.dtype not in _slow_in_torch():
+    if x.dtype not in slow_in_torch():
         return NotImplemented
     through = grad.to(partial.dtype) if partial is not None and needs[3] else None
     return (*_of_product(grad.to(x.dtype), needs, x, w), through, None)
@@ -94,7 +112,7 @@ def _of_linear(
     if act is not None:
         z = torch.ops.accel_cpu_kernels.linear_native(x, w, b, None, torch.float32)
         grad = _before(act, grad, z)
-    if x.dtype not in _slow_in_torch():
+    if x.dtype not in slow_in_torch():
         return LINEAR.backward(grad, needs, x, w, b, None, None)
     return (*_of_product(grad.to(x.dtype), needs, x, w), None, None)
 
@@ -117,7 +135,7 @@ def _of_product(grad: Tensor, needs: tuple[bool, ...], x: Tensor, w: Tensor) -> 
 
 
 @cache
-def _slow_in_torch() -> frozenset[torch.dtype]:
+def slow_in_torch() -> frozenset[torch.dtype]:
     """The dtypes whose products the kernels in use have faster than torch."""
     slow = {
         "avx2": {torch.bfloat16},

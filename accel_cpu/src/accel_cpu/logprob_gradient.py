@@ -15,6 +15,7 @@ from torch import Tensor
 
 from accel.contracts import vocabulary
 from accel.contracts.vocabulary import Adjustment
+from accel_cpu.gradients import slow_in_torch
 
 Gradients = tuple[Tensor | None, ...]
 Grads = Sequence[Tensor | None]
@@ -110,7 +111,8 @@ _FEW_TERMS = 32
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add ``a b`` to an fp32 total."""
-    if a.dtype is total.dtype or a.shape[1] < _FEW_TERMS:
+    in_fp32 = a.dtype is total.dtype and a.dtype not in slow_in_torch()
+    if in_fp32 or a.shape[1] < _FEW_TERMS:
         total.addmm_(a.float(), b.float())
     else:
         torch.ops.accel_cpu_kernels.tiled_linear_native_into(a, b.t(), None, total, total)
