@@ -104,7 +104,7 @@ class Generate:
             }  # fmt: skip
             self.made = 0
             return by_transformers(self.model, refused, given, ours)
-        seed = self._seed() if seed is None else seed
+        seed = self.new_seed() if seed is None else seed
         lengths = request.prompts.lengths()
         new_tokens = request.max_new_tokens
         requests.require_room(self.spec, max(lengths), new_tokens, self.config.max_out_tokens)
@@ -143,7 +143,7 @@ class Generate:
         self.made = int(answers.counts.sum())
         return answers.rollout(ids, mask, seed)
 
-    def _seed(self) -> int:
+    def new_seed(self) -> int:
         """A seed of torch's and of how many were made before; the generator is left alone."""
         self.seeds_made += 1
         made = np.random.SeedSequence((torch.initial_seed(), self.seeds_made))
