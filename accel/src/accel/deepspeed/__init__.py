@@ -3,8 +3,8 @@
     from accel.deepspeed import DeepSpeedTransformerLayer, LinearModuleForZeroStage3, TiledLinear
 
 Aliases, and its hybrid engine over ours; docs/deepspeed.md says of each name what is the same and
-what is better on purpose. Importing this lets :func:`accel.layers.gathered` bring back parameters that DeepSpeed's ZeRO-3 has
-partitioned.
+what is better on purpose. Importing this lets :func:`accel.layers.gathered` bring back parameters
+that DeepSpeed's ZeRO-3 has partitioned.
 """
 
 from __future__ import annotations
