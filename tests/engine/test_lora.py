@@ -19,7 +19,6 @@ from accel.errors import ConfigError, UnsupportedCapability, UnsupportedModelErr
 
 CHAT = ["llama", "opt", "gpt_neox"]
 FUSED = {"exact": False, "fuse_lora": True}
-FUSED_WIDE = {**FUSED, "enable_cuda_graph": False}
 WIDE = accel.HybridEngineConfig(exact=False)  # in float64, where no kernel is shape-invariant
 KINDS = {"PEFT": adapters.with_peft, "DeepSpeed-Chat": adapters.with_chat_lora}
 
@@ -248,7 +247,7 @@ def test_a_fused_rollouts_values_are_trainings_but_for_a_rounding(kind):
     scored = engine.logprobs(made.sequences, made.attention_mask)[:, -6:]
     assert not torch.equal(made.logprobs, scored)
     assert "rounded once to the weights' dtype" in str(engine.plan)
-    wide = accel.HybridEngine(KINDS[kind](models.llama()).double(), config=FUSED_WIDE)
+    wide = accel.HybridEngine(KINDS[kind](models.llama()).double(), config=FUSED)
     made = rolled(wide)
     assert_agree(made.logprobs, wide.logprobs(made.sequences, made.attention_mask)[:, -6:].detach())
 
@@ -256,7 +255,7 @@ def test_a_fused_rollouts_values_are_trainings_but_for_a_rounding(kind):
 def test_adapters_that_are_active_at_once_are_fused_together():
     model = several(torch.float64)
     model.base_model.set_adapter(["default", "second"])
-    engine = accel.HybridEngine(model, config=FUSED_WIDE)
+    engine = accel.HybridEngine(model, config=FUSED)
     made = rolled(engine)
     want = engine.logprobs(made.sequences, made.attention_mask)[:, -6:].detach()
     assert_agree(made.logprobs, want)

@@ -26,7 +26,8 @@ class HybridEngineConfig(Fixed):
                                    there is nothing to pin or to gather
     ``enable_cuda_graph``          replay a decode step as a graph. None: where the device has
                                    graphs and nothing watches the model; True refuses a device
-                                   without them
+                                   without them. Kernels that read values on the host, as eager
+                                   torch's attention does, are always run
 
     Under the names of DeepSpeed's whole configuration:
 
