@@ -65,3 +65,39 @@ def add_second(model, name="second", **config):
     model.add_adapter(name, LoraConfig(**{**usual, **config}))
     drawn((p for path, p in model.named_parameters() if f".{name}." in path), seed=2)
     return model.eval()
+
+
+def several(dtype=torch.float32):
+    model = add_second(with_peft(models.llama(), lora_dropout=0.0))
+    return model.to(dtype)
+
+
+# -- the weights they stand for ----------------------------------------------------------------
+
+
+def products(layer):
+    """(scale, A [r, in], B [out, r]) of what is added to the layer's weight."""
+    if hasattr(layer, "lora_left_weight"):
+        yield layer.lora_scaling, layer.lora_right_weight.t(), layer.lora_left_weight.t()
+    names = getattr(layer, "lora_A", {})
+    acting = [name for name in layer.active_adapters if name in names] if names else []
+    yield from ((layer.scaling[n], layer.lora_A[n].weight, layer.lora_B[n].weight) for n in acting)
+
+
+def merged(model, plain):
+    """The plain model with the weights that the other one's stand for: W and the sum of scale B A,
+    added in fp32 or wider and rounded once; where numbers are such that nothing else is."""
+    plain = plain.to(model.dtype)
+    wide = torch.promote_types(model.dtype, torch.float32)
+    for path, module in plain.named_modules():
+        shares = [s * (b.double() @ a.double()) for s, a, b in products(adapted(model, path))]
+        if shares:
+            share = sum(shares)
+            assert torch.equal(share, share.float().double()), "no rounding"
+            module.weight.data = (module.weight.to(wide) + share.to(wide)).to(model.dtype)
+    return plain
+
+
+def adapted(model, path):
+    inner = model.base_model.model if hasattr(model, "peft_config") else model
+    return inner.get_submodule(path)

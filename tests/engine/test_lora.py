@@ -1,8 +1,6 @@
-"""LoRA of both kinds, exact on the fly: by name, several at once, none; and fused for a rollout."""
+"""LoRA of both kinds, exact on the fly: by name, several at once, none."""
 
 import copy
-import gc
-import weakref
 
 import adapters
 import models
@@ -13,14 +11,10 @@ from measures import batch, is_exact, scores, seeded
 from peft import LoraConfig, get_peft_model
 
 import accel
-from accel.engine import call as calls
-from accel.engine.modules import lora
-from accel.errors import ConfigError, UnsupportedCapability, UnsupportedModelError
+from accel.errors import UnsupportedCapability, UnsupportedModelError
 
 CHAT = ["llama", "opt", "gpt_neox"]
-FUSED = {"exact": False, "fuse_lora": True}
 WIDE = accel.HybridEngineConfig(exact=False)  # in float64, where no kernel is shape-invariant
-KINDS = {"PEFT": adapters.with_peft, "DeepSpeed-Chat": adapters.with_chat_lora}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),
@@ -30,34 +24,6 @@ pytestmark = [
 
 def chat(name, dtype=torch.float32, **config):
     return adapters.with_chat_lora(models.small(name), **config).to(dtype)
-
-
-def products(layer):
-    """(scale, A [r, in], B [out, r]) of what is added to the layer's weight."""
-    if hasattr(layer, "lora_left_weight"):
-        yield layer.lora_scaling, layer.lora_right_weight.t(), layer.lora_left_weight.t()
-    names = getattr(layer, "lora_A", {})
-    acting = [name for name in layer.active_adapters if name in names] if names else []
-    yield from ((layer.scaling[n], layer.lora_A[n].weight, layer.lora_B[n].weight) for n in acting)
-
-
-def merged(model, plain):
-    """The plain model with the weights that the other one's stand for: W and the sum of scale B A,
-    added in fp32 or wider and rounded once; where numbers are such that nothing else is."""
-    plain = plain.to(model.dtype)
-    wide = torch.promote_types(model.dtype, torch.float32)
-    for path, module in plain.named_modules():
-        shares = [s * (b.double() @ a.double()) for s, a, b in products(adapted(model, path))]
-        if shares:
-            share = sum(shares)
-            assert torch.equal(share, share.float().double()), "no rounding"
-            module.weight.data = (module.weight.to(wide) + share.to(wide)).to(model.dtype)
-    return plain
-
-
-def adapted(model, path):
-    inner = model.base_model.model if hasattr(model, "peft_config") else model
-    return inner.get_submodule(path)
 
 
 # -- DeepSpeed-Chat's --------------------------------------------------------------------------
@@ -77,7 +43,7 @@ def test_a_chat_adapters_gradient_is_that_of_the_weight_it_is_added_to(name):
     """In float64, by the chain rule: W + s (left^T right^T) has the gradient G of a plain model's
     weight, hence right's is s G^T left^T and left's s right^T G^T."""
     model, ids = chat(name, torch.float64), seeded((2, 9))
-    plain = merged(model, models.small(name))
+    plain = adapters.merged(model, models.small(name))
     for each in (model, plain):
         loss = accel.HybridEngine(each, config=WIDE).train()(ids, labels=ids).loss
         loss.backward()
@@ -149,13 +115,8 @@ def test_a_chat_layer_of_other_shapes_is_refused_whole():
 # -- several of PEFT's -------------------------------------------------------------------------
 
 
-def several(dtype=torch.float32):
-    model = adapters.add_second(adapters.with_peft(models.llama(), lora_dropout=0.0))
-    return model.to(dtype)
-
-
 def test_whichever_adapter_is_active_is_used():
-    model = several()
+    model = adapters.several()
     engine = accel.HybridEngine(model)
     found = {name: engine.logprobs(*batch(), adapter=name) for name in ("default", "second", None)}
     for name in ("second", "default"):
@@ -171,10 +132,10 @@ def test_whichever_adapter_is_active_is_used():
 
 def test_adapters_that_are_active_at_once_are_added_up():
     """On layers that have both, and on those that have one; in float64."""
-    model = several(torch.float64)
+    model = adapters.several(torch.float64)
     model.base_model.set_adapter(["default", "second"])
     engine = accel.HybridEngine(model, config=WIDE)
-    reference = accel.HybridEngine(merged(model, models.llama()), config=WIDE)
+    reference = accel.HybridEngine(adapters.merged(model, models.llama()), config=WIDE)
     both, *alone = (engine.logprobs(*batch(), adapter=n) for n in ("active", "default", "second"))
     assert_agree(both, reference.logprobs(*batch()))
     assert not any(torch.equal(both, one) for one in alone)
@@ -182,7 +143,7 @@ def test_adapters_that_are_active_at_once_are_added_up():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_adapters_that_are_active_at_once_are_exact(dtype):
-    model = several(dtype)
+    model = adapters.several(dtype)
     model.base_model.set_adapter(["default", "second"])
     accel.hybridize(model)
     assert is_exact(model)
@@ -213,132 +174,3 @@ def test_a_variant_of_lora_is_refused_by_name(variant):
     config = LoraConfig(target_modules=["q_proj"], **VARIANTS[variant])
     with pytest.raises(UnsupportedModelError, match=r"plain LoRA.*'default' is a \w+Variant"):
         accel.hybridize(get_peft_model(models.llama(), config))
-
-
-# -- fused for a rollout -----------------------------------------------------------------------
-
-
-def rolled(engine, **asked):
-    ids, mask = batch()
-    asked = {"max_new_tokens": 6, "do_sample": True, "seed": 1, "return_logprobs": True, **asked}
-    return engine.generate(ids, mask, **asked)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_fused_rollout_is_that_of_the_weights_with_the_adapter_added(kind, dtype):
-    model = KINDS[kind](models.llama()).to(dtype)
-    want = rolled(accel.HybridEngine(merged(model, models.llama()), config={"exact": False}))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    engine = accel.HybridEngine(model, config=FUSED)
-    made = rolled(engine)
-    assert torch.equal(made.sequences, want.sequences)
-    assert torch.equal(made.logprobs, want.logprobs)
-    after = model.state_dict()
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    plain = rolled(accel.HybridEngine(models.llama().to(dtype), config={"exact": False}))
-    assert torch.equal(rolled(engine, adapter=None).logprobs, plain.logprobs)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_fused_rollouts_values_are_trainings_but_for_a_rounding(kind):
-    engine = accel.HybridEngine(KINDS[kind](models.llama()).to(torch.bfloat16), config=FUSED)
-    made = rolled(engine)
-    scored = engine.logprobs(made.sequences, made.attention_mask)[:, -6:]
-    assert not torch.equal(made.logprobs, scored)
-    assert "rounded once to the weights' dtype" in str(engine.plan)
-    wide = accel.HybridEngine(KINDS[kind](models.llama()).double(), config=FUSED)
-    made = rolled(wide)
-    assert_agree(made.logprobs, wide.logprobs(made.sequences, made.attention_mask)[:, -6:].detach())
-
-
-def test_adapters_that_are_active_at_once_are_fused_together():
-    model = several(torch.float64)
-    model.base_model.set_adapter(["default", "second"])
-    engine = accel.HybridEngine(model, config=FUSED)
-    made = rolled(engine)
-    want = engine.logprobs(made.sequences, made.attention_mask)[:, -6:].detach()
-    assert_agree(made.logprobs, want)
-
-
-@pytest.fixture
-def kept(monkeypatch):
-    """How often weights were fused, and references to them."""
-    made, fuse = [], lora._fuse
-
-    def watched(weight, adapters):
-        found = fuse(weight, adapters)
-        made.append(weakref.ref(found))
-        return found
-
-    monkeypatch.setattr(lora, "_fuse", watched)
-    return made
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_fused_weights_last_as_long_as_their_rollout(kind, kept):
-    engine = accel.HybridEngine(KINDS[kind](models.llama()), config=FUSED)
-    for rollouts in (1, 2):
-        rolled(engine)
-        gc.collect()
-        assert len(kept) % rollouts == 0
-        assert {ref() for ref in kept} == {None}
-    layers = len(kept) // 2
-    with engine.generating():
-        rolled(engine)
-        rolled(engine)
-        assert len(kept) == 3 * layers
-        assert engine.plan.model.generate.fused.bytes > 0
-    gc.collect()
-    assert {ref() for ref in kept} == {None}
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_fused_rollout_that_is_stopped_leaves_nothing_behind(kind, error, kept):
-    model = KINDS[kind](models.llama())
-    engine = accel.HybridEngine(model, config=FUSED)
-    want = rolled(engine)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    steps = []
-
-    def stop():
-        steps.append(calls.current().fused.bytes)
-        if len(steps) == 3:
-            raise error
-        return False
-
-    with engine.generating(), pytest.raises(error):
-        rolled(engine, abort=stop)
-    assert steps[-1] > 0, "it was stopped while they were there"
-    gc.collect()
-    assert {ref() for ref in kept} == {None}
-    after = model.state_dict()
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert torch.equal(rolled(engine).logprobs, want.logprobs)
-
-
-def test_a_changed_adapter_is_seen_by_the_next_fused_rollout():
-    model = adapters.with_peft(models.llama())
-    engine = accel.HybridEngine(model, config=FUSED)
-    before = rolled(engine).logprobs
-    adapters.drawn((p for n, p in model.named_parameters() if "lora_B" in n), seed=3)
-    want = rolled(
-        accel.HybridEngine(merged(model, models.llama()), config={"exact": False})
-    ).logprobs
-    assert torch.equal(rolled(engine).logprobs, want)
-    assert not torch.equal(want, before)
-
-
-def test_fusing_is_refused_by_an_exact_engine():
-    with pytest.raises(ConfigError, match=r"fuse_lora=True.*exact=True refuses it"):
-        accel.HybridEngineConfig(fuse_lora=True)
-
-
-def test_a_copy_of_a_model_has_no_fused_weights_of_its_own():
-    model = adapters.with_chat_lora(models.llama())
-    engine = accel.HybridEngine(model, config=FUSED)
-    with engine.generating():
-        rolled(engine)
-        other = copy.deepcopy(model)
-        assert other.generate.fused.bytes == 0 < model.generate.fused.bytes

@@ -248,7 +248,7 @@ class DeepSpeedHybridEngine(HybridEngine):
         rollout, since adapters have changed."""
         super().step(lr_kwargs)
         model = None if self.plan is None else self.plan.model
-        fused = getattr(vars(model).get("generate"), "fused", None) if model else None
+        fused = getattr(vars(model).get("generate"), "fused", None) if model is not None else None
         if fused is not None:
             fused.clear()
 

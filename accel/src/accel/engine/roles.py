@@ -22,7 +22,7 @@ _LIBRARIES = (
     "transformers.activations",
 )
 _LORA = ("Linear", "peft.tuners.lora.layer")
-_CHAT_LORA = ("weight", "lora_right_weight", "lora_left_weight", "lora_scaling")
+_CHAT_LORA = ("weight", "lora_right_weight", "lora_left_weight", "lora_scaling", "bias")
 _LORA_ON_PARAMETER = ("ParamWrapper", "peft.tuners.lora.layer")
 # The parameters of a router and of experts, whose modules are the architecture's own.
 _WEIGHTS = {"router": ("weight",), "experts": ("gate_up_proj", "down_proj")}
