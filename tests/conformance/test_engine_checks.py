@@ -10,7 +10,7 @@ import torch
 from accel import testing
 from accel.engine import cache, calls, planning, sequences
 from accel.engine.generation import sampling
-from accel.engine.modules import projection
+from accel.engine.modules import lora
 from accel_conformance.case import Outcome, execute
 from accel_conformance.subject import find
 from accel_conformance.suite import engine
@@ -107,8 +107,8 @@ def keys_kept_wider(patch):
 
 
 def adapter_always_on(patch):
-    right = projection.LoraLinear._adapter
-    patch.setattr(projection.LoraLinear, "_adapter", lambda self, wanted: right(self, "default"))
+    right = lora.PeftLora._adapter
+    patch.setattr(lora.PeftLora, "acting", lambda self: [right(self, "default")])
 
 
 def anything_is_exact(patch):

@@ -118,8 +118,6 @@ def device_names(source):
 
 @pytest.mark.parametrize("file", CORE_FILES, ids=lambda f: str(f.relative_to(CORE)))
 def test_core_names_no_device(file):
-    if file.name == "deepspeed.py":
-        pytest.skip("the adapter speaks of devices because DeepSpeed does")
     assert not list(device_names(file.read_text()))
 
 

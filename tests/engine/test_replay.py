@@ -4,6 +4,7 @@ import mixtures
 import models
 import pytest
 import torch
+from agreement import assert_agree
 from measures import batch, seeded
 
 import accel
@@ -101,6 +102,22 @@ def test_modules_that_are_watched_are_called(llama, steps):
     engine.generate(seeded((1, 4)), **asked)
     assert len(seen) == 6
     assert steps == {"_run": 7, "_recorded": 1, "_replayed": 3}
+
+
+@pytest.mark.parametrize("make", [models.llama, lambda: mixtures.made("mixtral")])
+def test_steps_that_read_values_on_the_host_are_run(make, steps):
+    """As eager torch's attention and experts do, which serve where a kernel of ours does not: a
+    replay would go on with the lengths of the step that was recorded."""
+    found = []
+    for graphs in (None, False):
+        config = {"exact": False, "enable_cuda_graph": graphs}
+        engine = accel.HybridEngine(make().double(), config=config)
+        found.append(engine.generate(*batch(), **ASKED))
+    assert steps["_recorded"] == 0
+    assert_same(*found)
+    made = found[0]
+    scored = engine.logprobs(made.sequences, made.attention_mask).detach()
+    assert_agree(made.logprobs, scored[:, -made.logprobs.shape[1] :])
 
 
 def test_graphs_are_those_of_the_model_s_device(llama, monkeypatch):

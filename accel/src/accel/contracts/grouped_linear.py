@@ -18,6 +18,7 @@ from accel.contracts import checks, inputs, linear
 from accel.contracts.contract import BadInput, Contract, Cost, Sample
 from accel.contracts.spans import readable
 from accel.errors import OpArgumentError
+from accel.host import read
 
 NAME = "grouped_linear"
 
@@ -26,7 +27,7 @@ def ranges(ends: Tensor, m: int) -> list[slice]:
     """Each expert's rows, read on the host. IndexError where an end is before the one before it,
     or beyond ``m``."""
     found, start = [], 0
-    for e, end in enumerate(ends.tolist()):
+    for e, end in enumerate(read(ends)):
         if not start <= end <= m:
             raise IndexError(
                 f"{NAME}: ends must be in order, from 0 to at most the {m} rows there are; found "

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._C import _TorchDispatchModeKey as _Mode
 
 from accel.contracts.random import kept
+from accel.host import read
 
 BLOCK_SCORES = 1 << 24  # 64 MiB of fp32
 
@@ -31,7 +32,7 @@ Span = tuple[int, int, int, int]
 
 def ranges(spans: Tensor, m: int, n: int, mask: Tensor | None = None) -> list[Span]:
     """The spans on the host. IndexError for one beyond ``m`` queries, ``n`` keys or the mask."""
-    rows: list[Span] = [tuple(row) for row in spans.tolist()]
+    rows: list[Span] = [tuple(row) for row in read(spans)]
     for i, (q_start, q_len, k_start, k_len) in enumerate(rows):
         if min(rows[i]) < 0 or q_start + q_len > m or k_start + k_len > n:
             raise IndexError(

@@ -32,6 +32,7 @@ class KVCache:
         self.lengths: Tensor | None = None
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
+        self._reserved: tuple[DecoderSpec, int, int, Tensor] | None = None
 
     def __deepcopy__(self, memo: object) -> KVCache:
         return KVCache(self.limit)
@@ -75,9 +76,15 @@ class KVCache:
                     ]
                     for _ in range(2)
                 )
+        self._reserved = (spec, batch, tokens, like.new_empty(0))
         self.capacity = capacity
         self.starts = torch.arange(batch, device=like.device) * capacity
         self.lengths = torch.zeros_like(self.starts)
+
+    def retake(self) -> None:
+        """Make the room again that was last asked for; none if there was none."""
+        if self._reserved is not None:
+            self.reserve(*self._reserved)
 
     def release(self) -> None:
         """Give the memory back."""

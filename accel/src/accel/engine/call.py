@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from accel import registry as _registry
 from accel.engine.cache import KVCache
 from accel.engine.sequences import Sequences
 from accel.errors import IgnoredWarning
+
+if TYPE_CHECKING:
+    from accel.engine.modules.lora import FusedWeights
 
 ACTIVE = "active"
 
@@ -28,12 +31,14 @@ class Call:
     ``dropout``   whether dropout acts where a module is in training mode
     ``adapter``   LoRA adapter by name, ``"active"`` for the one that is, None for none
     ``cache``     keeps and gives the keys and values of earlier tokens
+    ``fused``     weights with the adapters added to them, which stand for both
     """
 
     exact: bool = True
     dropout: bool = True
     adapter: str | None = ACTIVE
     cache: KVCache | None = None
+    fused: FusedWeights | None = None
 
     def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Any:
         """What the model returns, from its last hidden state ``[B, S, H]``."""

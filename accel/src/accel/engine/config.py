@@ -26,7 +26,8 @@ class HybridEngineConfig(Fixed):
                                    there is nothing to pin or to gather
     ``enable_cuda_graph``          replay a decode step as a graph. None: where the device has
                                    graphs and nothing watches the model; True refuses a device
-                                   without them
+                                   without them. Kernels that read values on the host, as eager
+                                   torch's attention does, are always run
 
     Under the names of DeepSpeed's whole configuration:
 
@@ -40,6 +41,9 @@ class HybridEngineConfig(Fixed):
                                    beside the copies
     ``exact``                      training and generation agree bitwise, or the engine refuses;
                                    False permits implementations whose rows depend on their company
+    ``fuse_lora``                  rollouts read weights with their LoRA adapters added, which are
+                                   made at their beginning and lie beside the parameters. Not while
+                                   ``exact``: what they hold is rounded once more
     ``kv_cache_bytes``             most bytes the KV cache may take; what it has no room for is made
                                    in several waves. None: no limit
     ``micro_batch_size``           rows per forward in ``logprobs``; None: all at once
@@ -57,6 +61,7 @@ class HybridEngineConfig(Fixed):
     gradient_clipping: float | None = None
     master_weights: bool = False
     exact: bool = True
+    fuse_lora: bool = False
     kv_cache_bytes: int | None = None
     micro_batch_size: int | None = None
     on_stats: Callable[[str, float], None] | None = None
@@ -80,6 +85,12 @@ class HybridEngineConfig(Fixed):
             raise UnsupportedCapability(
                 f"inference_tp_size is {self.inference_tp_size}; generation is not split over "
                 "ranks so far, only 1 is possible"
+            )
+        if self.fuse_lora and self.exact:
+            raise ConfigError(
+                "fuse_lora=True adds LoRA adapters to rounded weights, so that a rollout's values "
+                "are not training's; exact=True refuses it. Set exact=False to permit it, or leave "
+                "adapters on the fly (fuse_lora=False)"
             )
         if self.enable_cuda_graph not in (None, True, False):
             raise ConfigError(

@@ -18,7 +18,7 @@ from accel.engine.config import HybridEngineConfig
 from accel.engine.generation.generate import Generate
 from accel.engine.generation.rollout import Rollout
 from accel.engine.hybrid import hybridize
-from accel.engine.modules.projection import require_adapter
+from accel.engine.modules.lora import FusedWeights, require_adapter
 from accel.engine.planning import Plan
 from accel.engine.stats import Stats
 from accel.engine.training.optimization import Optimization
@@ -182,14 +182,17 @@ class HybridEngine:
     @contextmanager
     def generating(self) -> Iterator[HybridEngine]:
         """Several rollouts in a row: the KV cache is kept between them and given back at the end,
-        whatever the configuration says of it."""
+        whatever the configuration says of it; so are weights with LoRA adapters added to them
+        (``fuse_lora``), which are those of the moment when a rollout first needed them."""
         generate = self._generate()
-        kept = generate.config
+        kept, fused = generate.config, generate.fused
         try:
             generate.config = replace(kept, release_inference_cache=False)
+            if kept.fuse_lora and fused is None:
+                generate.fused = FusedWeights()
             yield self
         finally:
-            generate.config = kept
+            generate.config, generate.fused = kept, fused
             generate.cache.release()
 
     def release_cache(self) -> None:

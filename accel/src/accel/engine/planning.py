@@ -20,9 +20,10 @@ from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import Forward
 from accel.engine.modules.experts import Experts, RoutedMlp, Router
 from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
+from accel.engine.modules.lora import ChatLora, LoraLinear, PeftLora
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
-from accel.engine.modules.projection import Activation, Linear, LoraLinear
+from accel.engine.modules.projection import Activation, Linear
 from accel.engine.policy import ModelPolicy
 from accel.engine.reading import AS_IT_IS
 from accel.engine.roles import Role, roles
@@ -155,12 +156,14 @@ def _forwards(
     if role.kind in makers:
         yield Replacement(role.path, makers[role.kind]())
     elif role.is_lora(module):
-        yield Replacement(role.path, LoraLinear(module))
+        yield Replacement(role.path, PeftLora(module))
         parts: Any = module
         pairs = [(f"lora_A.{name}", part) for name, part in parts.lora_A.items()]
         pairs += [(f"lora_B.{name}", part) for name, part in parts.lora_B.items()]
         for name, part in [("base_layer", parts.base_layer), *pairs]:
             yield Replacement(f"{role.path}.{name}", Linear(part, role.is_transposed(part)))
+    elif role.is_chat_lora(module):
+        yield Replacement(role.path, ChatLora(module))
     else:
         yield Replacement(role.path, Linear(module, role.is_transposed(module)))
 
@@ -241,6 +244,12 @@ def _notes(model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> I
                 f"the model has {noise}, which acts in a training step: its values then differ "
                 f"from those of generate and logprobs, where {noise} is off in any mode"
             )
+    if config.fuse_lora:
+        yield (
+            "fuse_lora: a rollout reads W + scale B A, rounded once to the weights' dtype, from a "
+            "second copy of the weights that have adapters; the values of its tokens then differ "
+            "by that rounding from logprobs', where adapters are added on the fly"
+        )
     idle = config.without_effect()
     if idle:
         yield (

@@ -22,6 +22,7 @@ _LIBRARIES = (
     "transformers.activations",
 )
 _LORA = ("Linear", "peft.tuners.lora.layer")
+_CHAT_LORA = ("weight", "lora_right_weight", "lora_left_weight", "lora_scaling", "bias")
 _LORA_ON_PARAMETER = ("ParamWrapper", "peft.tuners.lora.layer")
 # The parameters of a router and of experts, whose modules are the architecture's own.
 _WEIGHTS = {"router": ("weight",), "experts": ("gate_up_proj", "down_proj")}
@@ -61,16 +62,34 @@ class Role:
         """True for PEFT's LoRA layer around a linear projection."""
         return _is(module, _LORA)
 
+    def is_chat_lora(self, module: nn.Module) -> bool:
+        """True for a linear layer with an adapter of its own, as DeepSpeed-Chat makes them: told by
+        what it has, as its class is copied from script to script."""
+        return all(hasattr(module, name) for name in _CHAT_LORA)
+
     def _projection_reasons(self, module: nn.Module, source: str) -> Iterator[Refusal]:
+        if self.kind == "projection" and self.is_chat_lora(module):
+            yield from self._chat_lora_reasons(module)
+            return
         if self.kind == "projection" and self.is_lora(module):
             lora: Any = module
-            if lora.lora_variant:
-                yield self._refusal("plain LoRA", f"a variant of it ({sorted(lora.lora_variant)})")
+            for name, variant in sorted(lora.lora_variant.items()):
+                have = f"a variant of it ({name!r} is a {type(variant).__name__})"
+                yield self._refusal("plain LoRA", have, "train a plain LoRA adapter")
             module = lora.base_layer
         forward = type(module).forward
         own = isinstance(module, nn.Linear) and forward.__module__ == source
         if forward is not nn.Linear.forward and not own and not self.is_transposed(module):
             yield self._refusal("a linear projection, with plain LoRA or without", _name(module))
+
+    def _chat_lora_reasons(self, module: Any) -> Iterator[Refusal]:
+        weight, down, up = (getattr(module, name) for name in _CHAT_LORA[:3])
+        if weight.dim() != 2:  # its values are away
+            return
+        if (down.shape[0], up.shape[1]) != (weight.shape[1], weight.shape[0]):
+            have = f"{list(down.shape)} and {list(up.shape)} beside {list(weight.shape)}"
+            want = "lora_right_weight [in, r] and lora_left_weight [r, out] beside a weight"
+            yield self._refusal(f"LoRA with {want} [out, in]", have)
 
     def _embedding_reasons(self, module: nn.Module, source: str) -> Iterator[Refusal]:
         forward = type(module).forward

@@ -23,11 +23,9 @@ class Stats:
     def phase(self, name: str) -> Iterator[dict[str, float]]:
         """Time the body; add counts of your own to the dict. An aborted body is not counted."""
         counts: dict[str, float] = {}
-        self._synchronize()
-        began = time.perf_counter()
+        began = self.clock()
         yield counts
-        self._synchronize()
-        seconds = time.perf_counter() - began
+        seconds = self.clock() - began
         totals = self._totals.setdefault(name, {"calls": 0, "seconds": 0.0})
         for key, value in {"calls": 1, "seconds": seconds, **counts}.items():
             totals[key] = totals.get(key, 0) + value
@@ -42,5 +40,7 @@ class Stats:
                 totals["tokens_per_second"] = totals["tokens"] / totals["seconds"]
         return found
 
-    def _synchronize(self) -> None:
+    def clock(self) -> float:
+        """Seconds since some moment, when all that was asked of the device is done."""
         torch.get_device_module(self._device).synchronize()
+        return time.perf_counter()

@@ -19,7 +19,7 @@ from accel.contracts import dropout_add as dropping
 from accel.contracts.checks import WIDE
 
 # Where to read a value is to wait for nothing: the host's own memory.
-from accel.host import in_host_memory
+from accel.host import in_host_memory, read
 
 PART = 1 << 18  # elements
 
@@ -139,6 +139,6 @@ def softmax(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
 def _mended(y: Tensor, z: Tensor) -> Tensor:
     """``y``, torch's softmax of ``z``, with 0 where a row of z is nothing but -inf. Torch's is NaN
     there, as it is of NaN: in every element of the row, so that a column tells whether any is."""
-    if in_host_memory(y) and not math.isnan(y.select(-1, 0).sum().item()):
+    if in_host_memory(y) and not math.isnan(read(y.select(-1, 0).sum())):
         return y
     return y.masked_fill_(z.amax(-1, keepdim=True) == -math.inf, 0)

@@ -21,8 +21,8 @@ from accel.engine.generation.fallback import by_transformers, require_known
 from accel.engine.generation.replay import graphs_for
 from accel.engine.generation.request import Request
 from accel.engine.generation.rollout import Answers, Rollout
+from accel.engine.modules.lora import FusedWeights, require_adapter
 from accel.engine.modules.parts import head_of
-from accel.engine.modules.projection import require_adapter
 from accel.engine.roles import require_current
 from accel.engine.spec import DecoderSpec
 from accel.errors import UnsupportedCapability
@@ -33,6 +33,7 @@ class Generate:
 
     ``made``        how many tokens the last call made, without what stands behind an answer's end
     ``seeds_made``  how many seeds it has made itself, on which the next one depends
+    ``fused``       weights with LoRA adapters added, where somebody keeps them between rollouts
     """
 
     def __init__(self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> None:
@@ -42,6 +43,7 @@ class Generate:
         self.cache = KVCache(config.kv_cache_bytes)
         self.made = 0
         self.seeds_made = 0
+        self.fused: FusedWeights | None = None
 
     def __call__(
         self,
@@ -102,7 +104,7 @@ class Generate:
             }  # fmt: skip
             self.made = 0
             return by_transformers(self.model, refused, given, ours)
-        seed = self._seed() if seed is None else seed
+        seed = self.new_seed() if seed is None else seed
         lengths = request.prompts.lengths()
         new_tokens = request.max_new_tokens
         requests.require_room(self.spec, max(lengths), new_tokens, self.config.max_out_tokens)
@@ -129,7 +131,8 @@ class Generate:
         answers = Answers(count, request.max_new_tokens, request.filler, like, request.kept)
         uniform = None if uniform is None else uniform.to(like.device)
         head = head_of(self.model.get_submodule(self.spec.head))
-        step = Step(exact=self.config.exact, adapter=adapter, cache=self.cache)
+        fused = FusedWeights() if self.fused is None and self.config.fuse_lora else self.fused
+        step = Step(exact=self.config.exact, adapter=adapter, cache=self.cache, fused=fused)
         graphs = graphs_for(self.model, like.device, self.config.enable_cuda_graph)
         with torch.no_grad(), step.active(like.device):
             for rows in torch.arange(count, device=like.device).tensor_split(-(-count // most)):
@@ -140,7 +143,7 @@ class Generate:
         self.made = int(answers.counts.sum())
         return answers.rollout(ids, mask, seed)
 
-    def _seed(self) -> int:
+    def new_seed(self) -> int:
         """A seed of torch's and of how many were made before; the generator is left alone."""
         self.seeds_made += 1
         made = np.random.SeedSequence((torch.initial_seed(), self.seeds_made))

@@ -16,6 +16,7 @@ from accel import selection
 from accel.accelerator import Accelerator
 from accel.engine.call import Call
 from accel.errors import BackendError, UnsupportedCapability
+from accel.host import reads
 from accel.layers.hooks import has_global_hooks, has_hooks
 from accel.ops.watching import torch_is_watched
 
@@ -40,9 +41,13 @@ class TokenForward:
         if self._token is not None and self._token.shape == token.shape:
             return self._replayed(token)
         if self._accelerator is None or not self._began:
-            # The first is not recorded: it may choose and compile what serves.
-            self._began = True
-            return self._run(token)
+            # The first is not recorded: it may choose and compile what serves, and it tells whether
+            # a kernel looks at values on the host, as eager torch's attention does.
+            self._began, seen = True, reads()
+            projected = self._run(token)
+            if reads() != seen:
+                self._accelerator = None
+            return projected
         return self._recorded(token, self._accelerator)
 
     def _run(self, token: Tensor) -> Tensor:

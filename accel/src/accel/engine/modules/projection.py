@@ -1,21 +1,26 @@
-"""Linear projections: torch's, transformers' Conv1D (weight ``[in, out]``), and PEFT's LoRA."""
+"""Linear projections: torch's and transformers' Conv1D (weight ``[in, out]``)."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import Tensor, nn
 
 from accel import ops
 from accel.contracts.activation import activate
 from accel.contracts.checks import WIDE
-from accel.engine.call import ACTIVE, current
 from accel.engine.forward import Forward, installed
-from accel.errors import UnsupportedCapability, close_matches
 from accel.layers.hooks import has_hooks
 
 
-class Linear(Forward):
+class Projection(Forward):
+    """A projection, or one with something beside it."""
+
+    def bare(self) -> Linear | None:
+        """The projection whose results this has in this call, bit for bit, if there is one and its
+        weight may be read from outside."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it comes to")
+
+
+class Linear(Projection):
     """``x @ weight.T + bias``. ``transposed``: the module keeps the weight as ``[in, out]``."""
 
     def __init__(self, module: nn.Module, transposed: bool = False) -> None:
@@ -24,6 +29,9 @@ class Linear(Forward):
 
     def __call__(self, x: Tensor, act: str | None = None) -> Tensor:
         return ops.linear(x, self.weight, self.bias, act=act)
+
+    def bare(self) -> Linear | None:
+        return self
 
     @property
     def weight(self) -> Tensor:
@@ -34,63 +42,6 @@ class Linear(Forward):
     @property
     def bias(self) -> Tensor | None:
         return self.module.bias  # type: ignore[return-value]
-
-
-class LoraLinear(Forward):
-    """A linear projection with low-rank adapters beside it, never merged into it (PEFT's layer)."""
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or any(value is not None for value in kwargs.values()):
-            raise UnsupportedCapability(
-                f"a LoRA layer takes nothing but its input; found {sorted(kwargs) or 'more'}; one "
-                "adapter serves the whole batch"
-            )
-        call = current()
-        module: Any = self.module
-        adapter = self._adapter(call.adapter)
-        if adapter is None:
-            return module.base_layer(x)  # type: ignore[no-any-return]
-        down, up = module.lora_A[adapter], module.lora_B[adapter]
-        dropout, scale = module.lora_dropout[adapter], module.scaling[adapter]
-        drops = call.dropout and dropout.training and getattr(dropout, "p", 0.0) > 0
-        if drops or up.bias is not None or any(map(has_hooks, (module.base_layer, down, up))):
-            low = down((dropout(x) if drops else x).to(down.weight.dtype))
-            return module.base_layer(x) + (up(low) * scale).to(x.dtype)  # type: ignore[no-any-return]
-        base = installed(module.base_layer)
-        assert isinstance(base, Linear)
-        a, b = down.weight.to(x.dtype), up.weight.to(x.dtype)
-        return ops.lora_linear(x, base.weight, a, b, base.bias, scale=scale)
-
-    def stands_alone(self) -> bool:
-        """True if no adapter acts in this call."""
-        return self._adapter(current().adapter) is None
-
-    def _adapter(self, wanted: str | None) -> str | None:
-        """The adapter that acts here; None if the base layer stands alone."""
-        module: Any = self.module
-        if module.merged:
-            raise UnsupportedCapability(
-                "a LoRA adapter is merged into its weight; unmerge it (`model.unmerge_adapter()`): "
-                "the engine adds adapters on the fly, so that nothing has to be undone"
-            )
-        if wanted is None or (wanted == ACTIVE and module.disable_adapters):
-            return None
-        if wanted != ACTIVE:
-            return wanted if wanted in module.lora_A else None
-        acting = [name for name in module.active_adapters if name in module.lora_A]
-        if len(acting) > 1:
-            raise UnsupportedCapability(
-                f"the LoRA adapters {acting} are active at once; one at a time is served so far"
-            )
-        return acting[0] if acting else None
-
-
-def require_adapter(model: nn.Module, wanted: str | None) -> None:
-    """ValueError, with those there are, unless some layer has the adapter."""
-    layers = [m for m in model.modules() if isinstance(installed(m), LoraLinear)]
-    known = {name for layer in layers for name in layer.lora_A}  # type: ignore[union-attr]
-    if wanted is not None and wanted != ACTIVE and wanted not in known:
-        raise ValueError(f"no LoRA adapter {wanted!r}; {close_matches(wanted, known)}")
 
 
 class Activation(Forward):
@@ -111,14 +62,10 @@ def fusable(module: nn.Module) -> str | None:
 
 
 def plain(module: nn.Module) -> Linear | None:
-    """The projection's forward, if its parent may read its weight: no hooks, and no adapter that
-    acts in this call; without one a LoRA layer has its base layer's results, bit for bit."""
-    if has_hooks(module):
-        return None
+    """The projection that the module comes to in this call, if its parent may read the weight: no
+    hooks, and nothing beside it that acts."""
     found = installed(module)
-    if isinstance(found, LoraLinear):
-        return plain(found.module.base_layer) if found.stands_alone() else None  # type: ignore[arg-type]
-    return found if isinstance(found, Linear) else None
+    return found.bare() if isinstance(found, Projection) and not has_hooks(module) else None
 
 
 def activated(x: Tensor, module: nn.Module, act: nn.Module) -> Tensor:

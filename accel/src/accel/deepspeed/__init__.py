@@ -2,9 +2,9 @@
 
     from accel.deepspeed import DeepSpeedTransformerLayer, LinearModuleForZeroStage3, TiledLinear
 
-Aliases only; docs/deepspeed.md says of each name what is the same and what is better on purpose.
-Importing this lets :func:`accel.layers.gathered` bring back parameters that DeepSpeed's ZeRO-3 has
-partitioned.
+Aliases, and its hybrid engine over ours; docs/deepspeed.md says of each name what is the same and
+what is better on purpose. Importing this lets :func:`accel.layers.gathered` bring back parameters
+that DeepSpeed's ZeRO-3 has partitioned.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import ClassVar
 
 from accel import ops
+from accel.deepspeed.hybrid_engine import DeepSpeedHybridEngine
 from accel.layers import (
     LinearFunctionForZeroStage3,
     LinearModuleForZeroStage3,
@@ -67,6 +68,7 @@ __all__ = [
     "BiasGeluOp",
     "BiasReluOp",
     "BiasResidualOp",
+    "DeepSpeedHybridEngine",
     "DeepSpeedInferenceConfig",
     "DeepSpeedTransformerConfig",
     "DeepSpeedTransformerFunction",
