@@ -44,7 +44,7 @@ class Call:
         found = model(*args, call=self, **inputs)
         if not isinstance(found, self.gives):
             raise UnsupportedModelError(
-                f"the model's forward was replaced since accel.hybridize by {model.forward!r:.120}, "
+                f"the model's forward was replaced since accel.hybridize by {model.forward!r:.90}, "
                 f"which gave a {type(found).__name__} where the engine's gives a "
                 f"{self.gives.__name__}: let it call the forward it found with all it is given, or "
                 "take it away and call accel.hybridize(model) again"
