@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(scope="session")
 def script(build_cache):
-    """``script(name, *arguments)``: what it printed; it fails unless its exit status is ``status``."""
+    """``script(name, *arguments)``: what it printed; fails unless its exit status is ``status``."""
 
     def run(name, *arguments, status=0):
         done = subprocess.run(
