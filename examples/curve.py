@@ -57,7 +57,7 @@ def svg(rewards: Sequence[float], before: float, after: float, title: str) -> st
     for step, reward, dx in ((0, before, 10), (steps, after, 12)):
         at = y(reward)
         lines.append(f'<circle class="held" cx="{x(step):.1f}" cy="{at:.1f}" r="5"/>')
-        place = f'x="{x(step) + dx:.1f}" y="{at - 8 * (step == 0) + 4:.1f}"'
+        place = f'x="{x(step) + dx:.1f}" y="{at + 4 - 30 * (step == 0):.1f}"'
         lines.append(f'<text class="held" {place}>held out {reward:.2f}</text>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 

@@ -22,6 +22,7 @@ import accel
 PROMPTS, GROUP, NEW = 8, 8, 96  # prompts of a step, answers to each, bytes of an answer
 SAMPLING = {"max_new_tokens": NEW, "do_sample": True, "top_k": 0}
 CLIP, KL = 0.2, 0.02  # how far a step may go; what distance from the reference costs
+RATE = 1e-3
 
 
 def padded(prompts, device):
@@ -60,11 +61,13 @@ def rollout(engine, prompts, group, seed=None):
 def improve(engine, reference, prompts, steps, seconds=60.0, seed=0):
     """GRPO; yields each step's mean reward, and the largest difference between log-probabilities of
     the rollout and of the training forward, which is 0."""
-    engine.optimizer = torch.optim.AdamW(engine.model.parameters(), lr=1e-3, weight_decay=0.0)
+    engine.optimizer = torch.optim.AdamW(engine.model.parameters(), weight_decay=0.0)
     start, drawn = time.perf_counter(), random.Random(seed)
     for step in range(steps):
-        if step and time.perf_counter() - start > seconds:
+        done = max(step / steps, (time.perf_counter() - start) / seconds)
+        if step and done >= 1:
             break
+        engine.optimizer.param_groups[0]["lr"] = RATE * (1 - 0.8 * done)
         roll, rewards = rollout(engine, drawn.sample(prompts, PROMPTS), GROUP)
         gain = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 0.01)
         gain, given = gain.view(-1, 1), (roll.sequences, roll.attention_mask)

@@ -10,7 +10,7 @@ import torch
 from measures import batch, rollout
 
 import accel
-from accel.errors import UnsupportedModelError
+from accel.errors import IgnoredWarning, UnsupportedModelError
 
 
 def wrap(model):
@@ -43,6 +43,16 @@ def test_a_wrapped_forward_is_called_and_serves_to_the_same_bits(name):
     assert len(calls) > 2
     assert all(map(torch.equal, found, want))
     assert torch.equal(found[0], found[1])
+
+
+def test_a_wrapper_that_enters_autocast_is_told_and_changes_no_bit(llama):
+    """As accelerate's for mixed precision does, also inside a rollout."""
+    engine = accel.HybridEngine(llama())
+    want = answered(engine)
+    engine.model.forward = torch.autocast("cpu", torch.bfloat16)(engine.model.forward)
+    with pytest.warns(IgnoredWarning, match="autocast is ignored"):
+        found = answered(engine)
+    assert all(map(torch.equal, found, want))
 
 
 @pytest.mark.parametrize("what", [rollout, lambda engine: engine.logprobs(batch()[0])])

@@ -59,7 +59,8 @@ class Call:
     def active(self, device: torch.device) -> Iterator[None]:
         """Where parts of the model run for this call: also in a recomputation during backward."""
         outer = _current.get()
-        if outer is self:
+        # A trainer's wrapper around the model's forward may have entered autocast since.
+        if outer is self and not torch.is_autocast_enabled(device.type):
             yield
             return
         _say_if_autocast(device.type)
