@@ -35,7 +35,7 @@ from accel.accelerator import Accelerator
 from accel.bench.timing import Clock, in_rounds, ratio
 from accel.errors import AccelWarning
 
-HELD_OUT, EACH = 64, 4  # prompts that nothing is trained on, answers to each
+HELD_OUT, EACH = 64, 2  # prompts that nothing is trained on, answers to each
 RECENT = 10  # steps that a figure on the way is the mean of
 
 
@@ -119,7 +119,7 @@ def speed(engine: accel.HybridEngine, prompts: list[bytes], acc: Accelerator) ->
     theirs = copy.deepcopy(engine.model)
     accel.restore(theirs)
     ids, mask = grpo.padded(prompts, engine.model.device)
-    asked = {**grpo.SAMPLING, "num_return_sequences": grpo.GROUP, "pad_token_id": 0}
+    asked = {**grpo.SAMPLING, "num_return_sequences": 4, "pad_token_id": 0}
     loops = {
         "accel": lambda _: engine.generate(ids, mask, return_logprobs=True, **asked),
         "transformers": lambda _: theirs.generate(ids, attention_mask=mask, **asked),
@@ -127,7 +127,7 @@ def speed(engine: accel.HybridEngine, prompts: list[bytes], acc: Accelerator) ->
     for loop in loops.values():
         loop(1)
     times = in_rounds(loops, Clock(acc), rounds=3, patience=10.0)
-    made = len(prompts) * grpo.GROUP * grpo.NEW
+    made = len(prompts) * 4 * grpo.NEW
     rates = {name: made / statistics.median(taken) for name, taken in times.items()}
     return Speed(**rates, ratio=ratio(times["transformers"], times["accel"]).median)
 

@@ -82,11 +82,11 @@ def improve(engine, reference, prompts, steps, seconds=60.0, seed=0):
         yield rewards.mean().item(), (found.detach() - roll.logprobs).abs().max().item()
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reading", type=int, default=280, help="steps of reading")
     parser.add_argument("--steps", type=int, default=60, help="steps of GRPO")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     warnings.simplefilter("ignore", SyntaxWarning)  # of what the model writes
     torch.manual_seed(0)
     model = byte_model().to(accel.get_accelerator().device())

@@ -49,7 +49,7 @@ def main(arguments=None):
     tokenizer = byte_tokenizer()
     model = byte_model(len(tokenizer))
     engine = accel.HybridEngine(model, config={"gradient_clipping": 1.0})  # hybridizes the model,
-    for step, loss in enumerate(read(engine, functions(), args.reading)):
+    for step, loss in enumerate(read(engine, functions(), args.reading, 120)):
         if step % 20 == 0:
             print(f"reading, step {step}: {loss:.2f} nats/byte", flush=True)
     # ... as accel.hybridize(model) does for those who need no engine.
@@ -60,9 +60,10 @@ def main(arguments=None):
             reward_funcs=rewards,
             args=GRPOConfig(
                 output_dir=folder, report_to=[], save_strategy="no", logging_steps=1, bf16=False,
-                use_cpu=model.device.type == "cpu", max_steps=args.steps, learning_rate=1e-3,
-                lr_scheduler_type="constant", per_device_train_batch_size=PROMPTS * GROUP,
-                num_generations=GROUP, max_completion_length=NEW, temperature=1.0, top_k=0,
+                use_cpu=model.device.type == "cpu", max_steps=args.steps, learning_rate=5e-4,
+                warmup_steps=5, adam_beta2=0.95, gradient_checkpointing=False, temperature=1.0,
+                top_k=0, per_device_train_batch_size=PROMPTS * GROUP, num_generations=GROUP,
+                max_completion_length=NEW,
             ),
             train_dataset=Dataset.from_dict({"prompt": texts}),
             processing_class=tokenizer,

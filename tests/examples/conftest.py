@@ -1,4 +1,4 @@
-"""The examples are run as people run them: as scripts, each in a process of its own."""
+"""The examples as scripts, in a process of their own, and as modules."""
 
 import os
 import subprocess

@@ -7,8 +7,10 @@ from importlib.util import find_spec
 import pytest
 
 
-def test_grpo_runs_and_its_rollouts_are_what_it_trains_on(script):
-    said = script("grpo.py", "--reading", 2, "--steps", 1)
+def test_grpo_runs_and_its_rollouts_are_what_it_trains_on(example, monkeypatch, capsys):
+    monkeypatch.setenv("ACCEL_BACKEND", "cpu")
+    example("grpo").main(["--reading", "2", "--steps", "1"])
+    said = capsys.readouterr().out
     assert re.search(r"reading, step 0: 5\.\d+ nats/byte", said)
     assert re.search(r"^step 0: reward \d\.\d+, max \|delta logprob\| 0$", said, re.MULTILINE)
     assert re.search(r"never trained on: \d\.\d+ -> \d\.\d+$", said, re.MULTILINE)
