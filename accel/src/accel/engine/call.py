@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from accel import ops
 from accel import registry as _registry
 from accel.engine.cache import KVCache
 from accel.engine.sequences import Sequences
-from accel.errors import IgnoredWarning
+from accel.errors import IgnoredWarning, UnsupportedModelError
 
 if TYPE_CHECKING:
     from accel.engine.modules.lora import FusedWeights
@@ -39,6 +39,22 @@ class Call:
     adapter: str | None = ACTIVE
     cache: KVCache | None = None
     fused: FusedWeights | None = None
+    gives: ClassVar[type] = object
+
+    def ask(self, model: nn.Module, *args: Any, **inputs: Any) -> Any:
+        """:meth:`result` of the model's forward, which may be wrapped in another.
+
+        UnsupportedModelError if that other did not hand the call on to the engine's.
+        """
+        found = model(*args, call=self, **inputs)
+        if not isinstance(found, self.gives):
+            raise UnsupportedModelError(
+                f"the model's forward was replaced since accel.hybridize by {model.forward!r:.90}, "
+                f"which gave a {type(found).__name__} where the engine's gives a "
+                f"{self.gives.__name__}: let it call the forward it found with all it is given, or "
+                "take it away and call accel.hybridize(model) again"
+            )
+        return found
 
     def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Any:
         """What the model returns, from its last hidden state ``[B, S, H]``."""
@@ -48,7 +64,8 @@ class Call:
     def active(self, device: torch.device) -> Iterator[None]:
         """Where parts of the model run for this call: also in a recomputation during backward."""
         outer = _current.get()
-        if outer is self:
+        # A trainer's wrapper around the model's forward may have entered autocast since.
+        if outer is self and not torch.is_autocast_enabled(device.type):
             yield
             return
         _say_if_autocast(device.type)

@@ -68,6 +68,7 @@ class Scoring(Call):
     """(log-probabilities, entropies) of ``ids`` ``[B, S]``, each fp32 ``[B, S - 1]``: entry t is
     ``log p(ids[:, t + 1] | ids[:, :t + 1])``, 0 where that token is padding or the first one."""
 
+    gives = tuple
     dropout: bool = False
     ids: Tensor | None = None
     temperature: float = 1.0
@@ -90,6 +91,7 @@ class Scoring(Call):
 class Step(Call):
     """What the head projects each sequence's last token to, fp32 ``[B, V]``."""
 
+    gives = Tensor
     dropout: bool = False
 
     def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Tensor:

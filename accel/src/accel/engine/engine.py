@@ -235,7 +235,7 @@ class HybridEngine:
                 call = Scoring(
                     exact=self.config.exact, adapter=adapter, ids=ids, temperature=temperature
                 )
-                found.append(self.model(input_ids=ids, attention_mask=mask, call=call))
+                found.append(call.ask(self.model, input_ids=ids, attention_mask=mask))
             real = input_ids.numel() if attention_mask is None else attention_mask.sum()
             counts["tokens"] = int(real)
         values, entropies = (torch.cat(parts) for parts in zip(*found))

@@ -8,6 +8,7 @@ from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import installed
 from accel.engine.generation.generate import Generate
 from accel.engine.planning import Plan, plan
+from accel.errors import UnsupportedModelError
 
 
 def hybridize(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
@@ -29,7 +30,18 @@ def hybridize(model: nn.Module, config: HybridEngineConfig | None = None) -> Pla
 
 
 def restore(model: nn.Module) -> None:
-    """Undo :func:`hybridize`, in place; a model that is not hybridized stays as it is."""
+    """Undo :func:`hybridize`, in place; a model that is not hybridized stays as it is.
+
+    UnsupportedModelError, and nothing is undone, where somebody has wrapped the model's forward.
+    """
+    for module in model.modules():
+        generates = isinstance(module.__dict__.get("generate"), Generate)
+        if generates and "forward" in vars(module) and installed(module) is None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__}'s forward was wrapped since accel.hybridize, in "
+                f"{vars(module)['forward']!r:.120}, which would go on calling the engine's; "
+                "take that away first: model.forward = what it wraps"
+            )
     for module in model.modules():
         forward = installed(module)
         if forward is not None:

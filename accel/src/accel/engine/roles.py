@@ -151,10 +151,13 @@ def _inside(layer: LayerSpec, index: int) -> Iterator[tuple[str | None, str]]:
 
 
 def require_current(model: nn.Module, spec: DecoderSpec) -> None:
-    """UnsupportedModelError if a module was replaced after the model was hybridized."""
+    """UnsupportedModelError if a module was replaced after the model was hybridized. Not if the
+    model's forward was, as trainers wrap it: whether theirs calls ours is seen when it is called
+    (:meth:`accel.engine.call.Call.ask`)."""
     for role in roles(spec):
         module = model.get_submodule(role.path)
-        if installed(module) is None:
+        wrapped = role.kind == "model" and "forward" in vars(module)
+        if installed(module) is None and not wrapped:
             raise UnsupportedModelError(
                 f"{role.path or 'the model'} is now a {type(module).__name__} of its own; "
                 "call accel.hybridize(model) again"

@@ -69,9 +69,9 @@ class Wave:
             self.cache.keep(slice(len(fed)))
         mask = prompts.mask[fed]
         if prompts.embeds is None:
-            projected = model(prompts.ids[fed], attention_mask=mask, call=step)
+            projected = step.ask(model, prompts.ids[fed], attention_mask=mask)
         else:
-            projected = model(inputs_embeds=prompts.embeds[fed], attention_mask=mask, call=step)
+            projected = step.ask(model, inputs_embeds=prompts.embeds[fed], attention_mask=mask)
         if shared:
             self.cache.fork(which)
             projected = projected.index_select(0, which)
