@@ -18,7 +18,7 @@ NATIVE = "quantized_linear=accel_cpu.native"
 ROWS = (1, 2, 3, 4, 5, 6, 7, 16, 33, 73, 130)
 SIZES = (  # k, n, group: of one scale a row, of whole chunks of k, and of groups that divide none
     (1030, 131, None), (640, 33, 128), (2048, 67, 64), (11008, 9, 256), (2050, 31, 2),
-    (192, 9, 96), (96, 70, 32), (30, 19, 10), (2, 1, None),
+    (192, 9, 96), (96, 70, 32), (1056, 21, 32), (30, 19, 10), (2, 1, None),
 )  # fmt: skip
 
 each_bits = pytest.mark.parametrize("bits", [8, 4])

@@ -17,7 +17,7 @@ from accel.contracts.quantized_linear import dequantize, quantize
 
 LORA_RANK = 16
 EXPERTS = 8
-GROUP = 32  # columns with one scale, of an int4 weight
+GROUPS = (32, 64)  # columns with one scale, of an int4 weight
 
 
 def linear(s: Size) -> Iterator[Case]:
@@ -77,7 +77,7 @@ def lora_linear(s: Size) -> Iterator[Case]:
 
 
 def quantized_linear(s: Size) -> Iterator[Case]:
-    for bits, group in ((8, None), (4, GROUP)):
+    for bits, group in ((8, None), *((4, group) for group in GROUPS)):
 
         def make(draw: Draw, bits: int = bits, group: int | None = group) -> Arguments:
             w, scales = quantize(draw.weight(s.inner, s.width).to(draw.wide), bits, group)
@@ -88,7 +88,8 @@ def quantized_linear(s: Size) -> Iterator[Case]:
 
         yield Case(
             "quantized_linear", s, f"{s.rows}x{s.width} -> {s.inner}", make, plain,
-            "dequantize, F.linear", f"int{bits}", frozen=("w", "scales"),
+            "dequantize, F.linear", f"int{bits}" + (f" in groups of {group}" if group else ""),
+            frozen=("w", "scales"),
         )  # fmt: skip
 
 

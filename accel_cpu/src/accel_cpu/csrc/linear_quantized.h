@@ -1,6 +1,6 @@
 // A part of quantized_linear on one thread, written over the vectors of the vec_*.h included before
 // it. Sums as in linear_tile.h, of the whole numbers. Where all k of a chunk have one scale its sum
-// takes it, before it is added to the others; else each number, as its panel is read.
+// takes it, before it is added to the others; else each number, as it is widened.
 #pragma once
 
 #include "linear_part.h"
@@ -17,10 +17,11 @@ constexpr int kFewQuantizedRows = kFewRows < 4 ? kFewRows : 4;
 template <int R>
 constexpr int kSideBySide = tile_vectors(R) < 4 ? tile_vectors(R) : 4;
 
-// acc[p][r] = x[p][r] . w[p] over all k of each chunk p, whose numbers are widened on the way.
-// One after the other the chunks take 1.15 times as long (M=1, one Zen 3 core).
+// acc[p][r] = x[p][r] . w[p] over all k of each chunk p, whose numbers are widened on the way, and
+// scaled where each step has its `scales`. One after the other the chunks take 1.15 times as long
+// (M=1, one Zen 3 core).
 template <int kBits, int R, int P>
-inline void sum_chunks(const float* x, const Vec* w, Vec (&acc)[P * R]) {
+inline void sum_chunks(const float* x, const Vec* w, const Vec* scales, Vec (&acc)[P * R]) {
   constexpr int64_t kSteps = kChunk / kNumbers<kBits>;
 #pragma GCC unroll 24
   for (int j = 0; j < P * R; ++j) acc[j] = zero();
@@ -29,7 +30,8 @@ inline void sum_chunks(const float* x, const Vec* w, Vec (&acc)[P * R]) {
     for (int j = 0; j < kNumbers<kBits>; ++j) {
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
-        const Vec b = unpack<kBits>(w[p * kSteps + step], j);
+        Vec b = unpack<kBits>(w[p * kSteps + step], j);
+        if (scales) b = mul(scales[p * kSteps + step], mul(broadcast(unit_of(kBits)), b));
         const float* a = x + p * R * kChunk + step * kNumbers<kBits> + j;
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
@@ -48,7 +50,9 @@ void quantized_tile(const float* x, const PanelOf<QuantizedMatrix>& slice, Vec* 
   constexpr int P = kSideBySide<R>;
   const int64_t below = kLanes * slice.w.bytes.stride;  // the next tile's rows
   const Vec unit = broadcast(unit_of(kBits));
+  const bool of_chunks = scales_chunks(slice.w);
   Scales scales = {slice};
+  Vec of_steps[kMaxSlice / kNumbers<kBits>];
   Vec sums[R];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) sums[r] = from.data ? load(from.data + r * from.stride) : zero();
@@ -57,18 +61,30 @@ void quantized_tile(const float* x, const PanelOf<QuantizedMatrix>& slice, Vec* 
     const bool last = done + k == slice.k;
     read_packed<kBits>({slice.w, slice.n, slice.n1, k0, k},
                        last ? below - bytes_of<kBits>(done) : bytes_of<kBits>(kMaxSlice), packed);
-    const Vec* w = packed;
+    const int64_t scaled = of_chunks ? 0 : (k + kChunk - 1) / kChunk * kChunk;
+    for (int64_t i = 0; i < scaled; i += kNumbers<kBits>) {
+      of_steps[i / kNumbers<kBits>] = i < k ? scales.at(k0 + i) : zero();
+    }
+    const Vec *w = packed, *of_step = of_steps;
     for (int64_t i = 0; i < k; i += P * kChunk) {
       Vec acc[P * R];
-      sum_chunks<kBits, R, P>(x, w, acc);
+      if (of_chunks) {
+        sum_chunks<kBits, R, P>(x, w, nullptr, acc);
+      } else {
+        sum_chunks<kBits, R, P>(x, w, of_step, acc);
+      }
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
         if (i + p * kChunk >= k) break;
-        const Vec scale = scales.at(k0 + i + p * kChunk);
+        const Vec scale = of_chunks ? scales.at(k0 + i + p * kChunk) : zero();
 #pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) sums[r] = add(sums[r], mul(scale, mul(unit, acc[p * R + r])));
+        for (int r = 0; r < R; ++r) {
+          const Vec sum = acc[p * R + r];
+          sums[r] = add(sums[r], of_chunks ? mul(scale, mul(unit, sum)) : sum);
+        }
       }
       w += P * kChunk / kNumbers<kBits>;
+      of_step += P * kChunk / kNumbers<kBits>;
       x += P * R * kChunk;
     }
   }
@@ -96,7 +112,7 @@ QuantizedTile quantized_tile_of(int rows) {
   return quantized_tile<kBits, R>;
 }
 
-// Of up to kFewQuantizedRows rows, where chunks take their scale.
+// Of up to kFewQuantizedRows rows, where chunks take their scale, or steps do.
 void few_quantized_rows(const RowsOf<Fp32>& x, const QuantizedMatrix& w, int64_t k,
                         const Results& results) {
   const Block& block = results.block;
@@ -123,7 +139,8 @@ void quantized_part(const LinearArgs& args, const Block& block, const LinearScra
   const Results results = {args, block, scratch};
   of_dtype(args.dtype, [&](auto element) {
     const RowsOf<Fp32> x = {args.x, stage_rows<Fp32, decltype(element)>};
-    if (block.m1 - block.m0 <= kFewQuantizedRows && scales_chunks(w)) {
+    const bool by_steps = w.group % (32 / w.bits) == 0;
+    if (block.m1 - block.m0 <= kFewQuantizedRows && (scales_chunks(w) || by_steps)) {
       return few_quantized_rows(x, w, args.k, results);
     }
     many_rows<Fp32, QuantizedMatrix>(x, w, read_quantized_panel, args.k, results);
