@@ -244,6 +244,27 @@ class HybridEngine:
         values, entropies = (torch.cat(parts) for parts in zip(*found))
         return (values, entropies) if entropy else values
 
+    def rollout_gap(self, rollout: Rollout, adapter: str | None = ACTIVE) -> dict[str, float]:
+        """What a rollout's weights cost: :meth:`Rollout.gap` beside the parameters' own values, by
+        one ``logprobs`` of it. 0 throughout where exact, and under ``rollout_weights`` not; after
+        an update of the parameters it counts that too. ``stats()`` adds up its tokens and their
+        ``difference``."""
+        with self._stats.phase("rollout_gap") as counts, torch.no_grad():
+            ids, mask = rollout.sequences, rollout.attention_mask
+            if ids.shape[1] == rollout.logprobs.shape[1]:
+                raise OpArgumentError(
+                    "rollout_gap needs the prompts' tokens before the answers'; found answers "
+                    "alone, as to prompts given as embeddings"
+                )
+            scored = self.logprobs(ids, mask, adapter=adapter)
+            assert isinstance(scored, Tensor)
+            found = rollout.gap(scored)
+            counts["tokens"], counts["difference"] = (
+                found["tokens"],
+                found["mean"] * found["tokens"],
+            )
+        return found
+
     # -- what happened ---------------------------------------------------------------------
 
     def stats(self) -> dict[str, dict[str, float]]:
