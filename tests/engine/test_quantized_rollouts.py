@@ -281,6 +281,11 @@ def test_what_cannot_be_is_refused_by_name():
     with pytest.raises(UnsupportedModelError, match=r"even number of inputs.*Linear with 97.*int8"):
         engine_of(odd, "int4")
     engine = engine_of(odd)
+    assert "quantized_linear" in engine.plan.served_by
     assert torch.equal(scored(engine, made := rolled(engine)), made.logprobs)
+    with pytest.raises(
+        UnsupportedModelError, match=r"(?s)shape-invariant.*float64.*leave rollouts"
+    ):
+        engine_of(models.llama().double())
     with pytest.raises(ValueError, match="'training' or 'rollout'; found 'mine'"):
         engine.logprobs(seeded((1, 3)), weights="mine")

@@ -28,11 +28,11 @@ ACTIVE = "active"
 class Call:
     """One forward of the model.
 
-    ``exact``     only shape-invariant implementations may serve
-    ``dropout``   whether dropout acts where a module is in training mode
-    ``adapter``   LoRA adapter by name, ``"active"`` for the one that is, None for none
-    ``cache``     keeps and gives the keys and values of earlier tokens
-    ``fused``     weights with the adapters added to them, which stand for both
+    ``exact``      only shape-invariant implementations may serve
+    ``dropout``    whether dropout acts where a module is in training mode
+    ``adapter``    LoRA adapter by name, ``"active"`` for the one that is, None for none
+    ``cache``      keeps and gives the keys and values of earlier tokens
+    ``fused``      weights with the adapters added to them, which stand for both
     ``quantized``  copies of weights, which are read in their place
     """
 

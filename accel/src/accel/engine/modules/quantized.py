@@ -88,7 +88,9 @@ def reasons(spec: DecoderSpec, linears: Iterable[Linear], bits: int) -> Iterator
 
 def note(linears: Iterable[Linear], kind: str, bits: int) -> str:
     """What copies change, and what they take."""
-    total = sum(_copied_bytes(linear.weight.shape, _bits(linear, bits)) for linear in linears)
+    # Of a weight whose values are away the size is not known here.
+    there = [(linear.weight.shape, _bits(linear, bits)) for linear in linears]
+    total = sum(_copied_bytes(shape, own) for shape, own in there if len(shape) == 2)
     return (
         f"rollout_weights={kind!r}: a rollout reads quantised copies of the layers' projections, "
         f"and of the head's of 8 bits, which take {total / 2**20:.3g} MiB beside the parameters "
