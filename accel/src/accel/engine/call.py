@@ -19,6 +19,7 @@ from accel.errors import IgnoredWarning, UnsupportedModelError
 
 if TYPE_CHECKING:
     from accel.engine.modules.lora import FusedWeights
+    from accel.engine.modules.quantized import QuantizedWeights
 
 ACTIVE = "active"
 
@@ -27,11 +28,12 @@ ACTIVE = "active"
 class Call:
     """One forward of the model.
 
-    ``exact``     only shape-invariant implementations may serve
-    ``dropout``   whether dropout acts where a module is in training mode
-    ``adapter``   LoRA adapter by name, ``"active"`` for the one that is, None for none
-    ``cache``     keeps and gives the keys and values of earlier tokens
-    ``fused``     weights with the adapters added to them, which stand for both
+    ``exact``      only shape-invariant implementations may serve
+    ``dropout``    whether dropout acts where a module is in training mode
+    ``adapter``    LoRA adapter by name, ``"active"`` for the one that is, None for none
+    ``cache``      keeps and gives the keys and values of earlier tokens
+    ``fused``      weights with the adapters added to them, which stand for both
+    ``quantized``  copies of weights, which are read in their place
     """
 
     exact: bool = True
@@ -39,6 +41,7 @@ class Call:
     adapter: str | None = ACTIVE
     cache: KVCache | None = None
     fused: FusedWeights | None = None
+    quantized: QuantizedWeights | None = None
     gives: ClassVar[type] = object
 
     def ask(self, model: nn.Module, *args: Any, **inputs: Any) -> Any:

@@ -10,6 +10,9 @@ from typing import Any
 from accel.errors import ConfigError, UnsupportedCapability
 from accel.settings import Fixed, require_known
 
+# Of ``rollout_weights``: bits of a number.
+BITS = {"int8": 8, "int4": 4}
+
 
 @dataclass(unsafe_hash=True)  # nothing writes to it
 class HybridEngineConfig(Fixed):
@@ -44,6 +47,12 @@ class HybridEngineConfig(Fixed):
     ``fuse_lora``                  rollouts read weights with their LoRA adapters added, which are
                                    made at their beginning and lie beside the parameters. Not while
                                    ``exact``: what they hold is rounded once more
+    ``rollout_weights``            "int8" or "int4": rollouts multiply by quantised copies of the
+                                   layers' weights, of 8 bits with a scale a row or of 4 with one
+                                   for up to 64 columns, and the head's of 8. They are made anew at
+                                   a rollout's beginning and lie beside the parameters. Not while
+                                   ``exact``: values are not training's, but those that
+                                   ``logprobs(weights="rollout")`` gives, bitwise. None: parameters
     ``kv_cache_bytes``             most bytes the KV cache may take; what it has no room for is made
                                    in several waves. None: no limit
     ``micro_batch_size``           rows per forward in ``logprobs``; None: all at once
@@ -62,6 +71,7 @@ class HybridEngineConfig(Fixed):
     master_weights: bool = False
     exact: bool = True
     fuse_lora: bool = False
+    rollout_weights: str | None = None
     kv_cache_bytes: int | None = None
     micro_batch_size: int | None = None
     on_stats: Callable[[str, float], None] | None = None
@@ -92,10 +102,26 @@ class HybridEngineConfig(Fixed):
                 "are not training's; exact=True refuses it. Set exact=False to permit it, or leave "
                 "adapters on the fly (fuse_lora=False)"
             )
+        if self.rollout_weights not in (None, *BITS):
+            raise ConfigError(
+                f"rollout_weights must be {' or '.join(map(repr, BITS))}, or None for the "
+                f"parameters; found {self.rollout_weights!r}"
+            )
+        if self.rollout_weights and self.exact:
+            raise ConfigError(
+                f"rollout_weights={self.rollout_weights!r} has rollouts read quantised weights, so "
+                "that their values are not training's; exact=True refuses it. Set exact=False to "
+                "permit it, or leave rollouts the parameters (rollout_weights=None)"
+            )
         if self.enable_cuda_graph not in (None, True, False):
             raise ConfigError(
                 f"enable_cuda_graph must be True, False or None, not {self.enable_cuda_graph!r}"
             )
+
+    @property
+    def exact_rollouts(self) -> bool:
+        """Whether a rollout's values are bitwise those that scoring it with its weights gives."""
+        return self.exact or self.rollout_weights is not None
 
     def without_effect(self) -> list[str]:
         """Settings that speak of ZeRO-3 partitions, where they are not their defaults."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from accel.engine.config import HybridEngineConfig
 from accel.engine.generation.generate import Generate
 from accel.engine.generation.rollout import Rollout
 from accel.engine.hybrid import hybridize
-from accel.engine.modules.lora import FusedWeights, require_adapter
+from accel.engine.modules.lora import require_adapter
 from accel.engine.planning import Plan
 from accel.engine.stats import Stats
 from accel.engine.training.optimization import Optimization
@@ -182,18 +181,11 @@ class HybridEngine:
     @contextmanager
     def generating(self) -> Iterator[HybridEngine]:
         """Several rollouts in a row: the KV cache is kept between them and given back at the end,
-        whatever the configuration says of it; so are weights with LoRA adapters added to them
-        (``fuse_lora``), which are those of the moment when a rollout first needed them."""
-        generate = self._generate()
-        kept, fused = generate.config, generate.fused
-        try:
-            generate.config = replace(kept, release_inference_cache=False)
-            if kept.fuse_lora and fused is None:
-                generate.fused = FusedWeights()
+        whatever the configuration says of it; so are copies of weights, quantised
+        (``rollout_weights``) or with LoRA adapters added to them (``fuse_lora``), which are those
+        of the moment when a rollout first needed them."""
+        with self._generate().keeping():
             yield self
-        finally:
-            generate.config, generate.fused = kept, fused
-            generate.cache.release()
 
     def release_cache(self) -> None:
         """Give the KV cache back; the next rollout makes another."""
@@ -208,6 +200,7 @@ class HybridEngine:
         entropy: bool = False,
         adapter: str | None = ACTIVE,
         micro_batch_size: int | None = None,
+        weights: str = "training",
     ) -> Tensor | tuple[Tensor, Tensor]:
         """fp32 ``[B, S - 1]``: entry t is ``log p(input_ids[:, t + 1] | input_ids[:, :t + 1])``, 0
         where that token is padding or the first. With gradient where that is enabled; the logits
@@ -216,8 +209,15 @@ class HybridEngine:
         ``temperature`` divides the logits. ``entropy`` adds the distributions' entropies, of the
         same shape. ``adapter`` is a LoRA adapter by name, ``"active"``, or None for the model
         without: the reference policy. Dropout is off. One forward per ``micro_batch_size`` rows.
+
+        ``weights="rollout"``, without gradient, has the layers read what a rollout's do under
+        ``rollout_weights`` and ``fuse_lora``: the copies of the ``generating()`` around, or new
+        ones of the parameters as they are. Of quantised weights the values are ``generate``'s, bit
+        for bit.
         """
-        self._generate()  # the model is still the engine's
+        generate = self._generate()  # the model is still the engine's
+        if weights not in ("training", "rollout"):
+            raise ValueError(f"weights must be 'training' or 'rollout'; found {weights!r}")
         require_adapter(self.model, adapter)
         if input_ids.dim() != 2 or not input_ids.shape[1]:
             raise OpArgumentError(
@@ -227,19 +227,43 @@ class HybridEngine:
         if size < 1:
             raise ValueError(f"micro_batch_size must be positive; found {size}")
         found = []
-        with self._stats.phase("logprobs") as counts:
+        with (
+            self._stats.phase("logprobs") as counts,
+            generate.reading() if weights == "rollout" else nullcontext() as copies,
+            torch.set_grad_enabled(torch.is_grad_enabled() and weights == "training"),
+        ):
+            read = copies or {"exact": self.config.exact}
             for start in range(0, max(len(input_ids), 1), size):
                 rows = slice(start, start + size)
                 ids = input_ids[rows]
                 mask = None if attention_mask is None else attention_mask[rows]
-                call = Scoring(
-                    exact=self.config.exact, adapter=adapter, ids=ids, temperature=temperature
-                )
+                call = Scoring(adapter=adapter, ids=ids, temperature=temperature, **read)
                 found.append(call.ask(self.model, input_ids=ids, attention_mask=mask))
             real = input_ids.numel() if attention_mask is None else attention_mask.sum()
             counts["tokens"] = int(real)
         values, entropies = (torch.cat(parts) for parts in zip(*found))
         return (values, entropies) if entropy else values
+
+    def rollout_gap(self, rollout: Rollout, adapter: str | None = ACTIVE) -> dict[str, float]:
+        """What a rollout's weights cost: :meth:`Rollout.gap` beside the parameters' own values, by
+        one ``logprobs`` of it. 0 throughout where exact, and under ``rollout_weights`` not; after
+        an update of the parameters it counts that too. ``stats()`` adds up its tokens and their
+        ``difference``."""
+        with self._stats.phase("rollout_gap") as counts, torch.no_grad():
+            ids, mask = rollout.sequences, rollout.attention_mask
+            if ids.shape[1] == rollout.logprobs.shape[1]:
+                raise OpArgumentError(
+                    "rollout_gap needs the prompts' tokens before the answers'; found answers "
+                    "alone, as to prompts given as embeddings"
+                )
+            scored = self.logprobs(ids, mask, adapter=adapter)
+            assert isinstance(scored, Tensor)
+            found = rollout.gap(scored)
+            counts["tokens"], counts["difference"] = (
+                found["tokens"],
+                found["mean"] * found["tokens"],
+            )
+        return found
 
     # -- what happened ---------------------------------------------------------------------
 

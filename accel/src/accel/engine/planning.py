@@ -16,14 +16,15 @@ from torch import nn
 from accel import ops
 from accel.contracts.checks import WIDE
 from accel.engine import policy as policies
-from accel.engine.config import HybridEngineConfig
+from accel.engine.config import BITS, HybridEngineConfig
 from accel.engine.forward import Forward
+from accel.engine.modules import quantized
 from accel.engine.modules.experts import Experts, RoutedMlp, Router
 from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
 from accel.engine.modules.lora import ChatLora, LoraLinear, PeftLora
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
-from accel.engine.modules.projection import Activation, Linear
+from accel.engine.modules.projection import FEWEST, Activation, Linear
 from accel.engine.policy import ModelPolicy
 from accel.engine.reading import AS_IT_IS
 from accel.engine.roles import Role, roles
@@ -115,11 +116,17 @@ def plan(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
         refusals += role.reasons(module, policy.source)
         replacements += _forwards(role, module, spec, config)
     refusals += _parameter_reasons(found)
+    copied = _copied(replacements) if config.rollout_weights else []
+    bits = BITS.get(config.rollout_weights or "", 0)
+    if bits:
+        refusals += quantized.reasons(spec, copied, bits)
     served_by: dict[str, str] = {}
     if not refusals:
         served_by, refused = _served(found, spec, config, replacements)
         refusals += refused
-    notes = _notes(found, spec, config)
+    notes = list(_notes(found, spec, config))
+    if bits and not refusals:
+        notes.append(quantized.note(copied, str(config.rollout_weights), bits))
     return Plan(found, policy, spec, tuple(replacements), served_by, tuple(refusals), tuple(notes))
 
 
@@ -153,6 +160,7 @@ def _forwards(
         "activation": lambda: Activation(module, spec.act),
         "head": lambda: Head(module, spec),
     }
+    bits = FEWEST if role.layer >= 0 else None
     if role.kind in makers:
         yield Replacement(role.path, makers[role.kind]())
     elif role.is_lora(module):
@@ -160,12 +168,20 @@ def _forwards(
         parts: Any = module
         pairs = [(f"lora_A.{name}", part) for name, part in parts.lora_A.items()]
         pairs += [(f"lora_B.{name}", part) for name, part in parts.lora_B.items()]
-        for name, part in [("base_layer", parts.base_layer), *pairs]:
-            yield Replacement(f"{role.path}.{name}", Linear(part, role.is_transposed(part)))
+        base = parts.base_layer
+        yield Replacement(f"{role.path}.base_layer", Linear(base, role.is_transposed(base), bits))
+        for name, part in pairs:
+            yield Replacement(f"{role.path}.{name}", Linear(part))
     elif role.is_chat_lora(module):
         yield Replacement(role.path, ChatLora(module))
     else:
-        yield Replacement(role.path, Linear(module, role.is_transposed(module)))
+        yield Replacement(role.path, Linear(module, role.is_transposed(module), bits))
+
+
+def _copied(replacements: list[Replacement]) -> list[Linear]:
+    """The projections whose weights rollouts may have copies of."""
+    found = [r.forward.own if isinstance(r.forward, ChatLora) else r.forward for r in replacements]
+    return [own for own in found if isinstance(own, Linear) and own.least_bits is not None]
 
 
 def _wrapper_reasons(model: nn.Module) -> Iterator[Refusal]:
@@ -196,20 +212,34 @@ def _served(
     needed = _needed(spec, parameter.dtype)
     if any(isinstance(r.forward, LoraLinear) for r in replacements):
         needed.append(("lora_linear", {}))
+    if config.rollout_weights is None:
+        remedy = "HybridEngineConfig(exact=False) permits others"
+        return _decided(needed, parameter, config.exact, remedy)
+    served, refused = _decided(needed, parameter, config.exact, "")
+    # Whatever trains, rollouts and their scoring are exact.
+    rolling = [*needed, ("quantized_linear", {"bits": BITS[config.rollout_weights]})]
+    rolled, others = _decided(rolling, parameter, True, "leave rollouts the parameters (None)")
+    served = {**rolled, **served}
+    return served, refused or others
+
+
+def _decided(
+    needed: list[tuple[str, dict[str, Any]]], parameter: nn.Parameter, exact: bool, remedy: str
+) -> tuple[dict[str, str], list[Refusal]]:
     served: dict[str, str] = {}
     refused: list[Refusal] = []
-    with ops.use(exact=config.exact, strict=config.exact):
+    with ops.use(exact=exact, strict=exact):
         for op, options in needed:
             asked = {"dtype": parameter.dtype, **options}
             decision = ops.explain(op, device=parameter.device, grad=True, **asked)
-            if decision.chosen is None:
-                want, remedy = "an implementation", "install a backend that serves it"
-                if config.exact:
-                    want = "a shape-invariant implementation"
-                    remedy = "HybridEngineConfig(exact=False) permits others"
+            if decision.chosen is not None:
+                served[op] = decision.chosen.impl.id
+            elif exact:
+                want = "a shape-invariant implementation"
                 refused.append(Refusal(op, want, str(decision), remedy))
             else:
-                served[op] = decision.chosen.impl.id
+                remedy = "install a backend that serves it"
+                refused.append(Refusal(op, "an implementation", str(decision), remedy))
     return served, refused
 
 

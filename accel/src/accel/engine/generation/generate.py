@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from accel.engine.cache import KVCache
 from accel.engine.call import ACTIVE
 from accel.engine.calls import Step
-from accel.engine.config import HybridEngineConfig
+from accel.engine.config import BITS, HybridEngineConfig
 from accel.engine.generation import request as requests
 from accel.engine.generation import sampling
 from accel.engine.generation.decoding import Wave
@@ -23,6 +25,7 @@ from accel.engine.generation.request import Request
 from accel.engine.generation.rollout import Answers, Rollout
 from accel.engine.modules.lora import FusedWeights, require_adapter
 from accel.engine.modules.parts import head_of
+from accel.engine.modules.quantized import QuantizedWeights
 from accel.engine.roles import require_current
 from accel.engine.spec import DecoderSpec
 from accel.errors import UnsupportedCapability
@@ -34,6 +37,7 @@ class Generate:
     ``made``        how many tokens the last call made, without what stands behind an answer's end
     ``seeds_made``  how many seeds it has made itself, on which the next one depends
     ``fused``       weights with LoRA adapters added, where somebody keeps them between rollouts
+    ``quantized``   quantised copies of weights, likewise
     """
 
     def __init__(self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> None:
@@ -44,6 +48,7 @@ class Generate:
         self.made = 0
         self.seeds_made = 0
         self.fused: FusedWeights | None = None
+        self.quantized: QuantizedWeights | None = None
 
     def __call__(
         self,
@@ -131,17 +136,49 @@ class Generate:
         answers = Answers(count, request.max_new_tokens, request.filler, like, request.kept)
         uniform = None if uniform is None else uniform.to(like.device)
         head = head_of(self.model.get_submodule(self.spec.head))
-        fused = FusedWeights() if self.fused is None and self.config.fuse_lora else self.fused
-        step = Step(exact=self.config.exact, adapter=adapter, cache=self.cache, fused=fused)
         graphs = graphs_for(self.model, like.device, self.config.enable_cuda_graph)
-        with torch.no_grad(), step.active(like.device):
-            for rows in torch.arange(count, device=like.device).tensor_split(-(-count // most)):
-                if not answers.aborted:
-                    self.cache.reserve(self.spec, len(rows), tokens, like)
-                    wave = Wave(request, self.cache, rows, uniform, answers)
-                    wave.make(self.model, head, step, graphs)
+        with self.reading() as weights, torch.no_grad():
+            step = Step(adapter=adapter, cache=self.cache, **weights)
+            with step.active(like.device):
+                for rows in torch.arange(count, device=like.device).tensor_split(-(-count // most)):
+                    if not answers.aborted:
+                        self.cache.reserve(self.spec, len(rows), tokens, like)
+                        wave = Wave(request, self.cache, rows, uniform, answers)
+                        wave.make(self.model, head, step, graphs)
         self.made = int(answers.counts.sum())
         return answers.rollout(ids, mask, seed)
+
+    @contextmanager
+    def reading(self) -> Iterator[dict[str, Any]]:
+        """What a :class:`Call` must be given to read the weights that a rollout reads: those kept,
+        or copies that are made within and are gone behind, even if somebody still holds the call,
+        as the traceback of an exception does."""
+        config, fused, quantized = self.config, self.fused, self.quantized
+        made: list[FusedWeights | QuantizedWeights] = []
+        if fused is None and config.fuse_lora:
+            fused = FusedWeights()
+            made.append(fused)
+        if quantized is None and config.rollout_weights is not None:
+            quantized = QuantizedWeights(BITS[config.rollout_weights])
+            made.append(quantized)
+        try:
+            yield {"exact": config.exact_rollouts, "fused": fused, "quantized": quantized}
+        finally:
+            for copies in made:
+                copies.clear()
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Rollouts within share one KV cache and one set of copied weights."""
+        config, fused, quantized = self.config, self.fused, self.quantized
+        try:
+            with self.reading() as weights:
+                self.config = replace(config, release_inference_cache=False)
+                self.fused, self.quantized = weights["fused"], weights["quantized"]
+                yield
+        finally:
+            self.config, self.fused, self.quantized = config, fused, quantized
+            self.cache.release()
 
     def new_seed(self) -> int:
         """A seed of torch's and of how many were made before; the generator is left alone."""

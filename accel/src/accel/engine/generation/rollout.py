@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from accel.contracts.checks import WIDE
+from accel.errors import OpArgumentError
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,30 @@ class Rollout:
         """int64 ``[B, N]``: 1 for the tokens of the answers, their end among them."""
         width = self.attention_mask.shape[1] - self.logprobs.shape[1]
         return self.attention_mask[:, width:]
+
+    def gap(self, scored: Tensor) -> dict[str, float]:
+        """How far ``logprobs`` are from what other weights say of the same tokens, such as
+        ``engine.logprobs(self.sequences, self.attention_mask)``: fp32 ``[B, >= N]``, of which the
+        last N columns count.
+
+        ``tokens`` of the answers; ``mean`` and ``max`` of the absolute difference; ``kl``, which
+        estimates KL(the rollout's || the other's) in nats a token, as long as it was sampled from
+        the model's own distribution (k3 of Schulman 2020: http://joschu.net/blog/kl-approx.html).
+        """
+        batch, new = self.logprobs.shape
+        if scored.dim() != 2 or len(scored) != batch or scored.shape[1] < new:
+            raise OpArgumentError(
+                f"scored must be [{batch}, {new} or more]: log-probabilities of the answers, whose "
+                f"tokens stand last; found {list(scored.shape)}"
+            )
+        there = self.response_mask.bool()
+        found = scored.detach()[:, scored.shape[1] - new :][there].double()
+        off = found - self.logprobs[there].double()
+        if not len(off):
+            return {"tokens": 0, "mean": 0.0, "max": 0.0, "kl": 0.0}
+        size, kl = off.abs(), off.expm1() - off
+        means = {"mean": float(size.mean()), "max": float(size.max()), "kl": float(kl.mean())}
+        return {"tokens": len(off), **means}
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)

@@ -17,7 +17,7 @@ from accel import ops
 from accel.contracts.checks import WIDE
 from accel.engine.call import ACTIVE, current
 from accel.engine.forward import installed
-from accel.engine.modules.projection import Linear, Projection, plain
+from accel.engine.modules.projection import FEWEST, Linear, Projection, plain
 from accel.errors import UnsupportedCapability, UnsupportedModelError, close_matches
 from accel.layers.hooks import has_hooks
 
@@ -140,7 +140,7 @@ class ChatLora(LoraLinear):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        self._own = Linear(module)
+        self.own = Linear(module, least_bits=FEWEST)
 
     def acting(self) -> list[Adapter]:
         module: Any = self.module
@@ -157,10 +157,10 @@ class ChatLora(LoraLinear):
         return [Adapter(ACTIVE, down, up, scale, dropout, drops=_drops(dropout))]
 
     def _base(self) -> Linear:
-        return self._own
+        return self.own
 
     def _alone(self, x: Tensor) -> Tensor:
-        return self._own(x)
+        return self.own(x)
 
 
 def _drops(dropout: nn.Module) -> bool:
@@ -171,7 +171,7 @@ class FusedLinear(Linear):
     """A projection that reads another weight ``[N, K]`` than its module's."""
 
     def __init__(self, base: Linear, weight: Tensor) -> None:
-        super().__init__(base.module)
+        super().__init__(base.module, least_bits=base.least_bits)
         self._weight = weight
 
     @property
@@ -226,9 +226,13 @@ def _fuse(weight: Tensor, adapters: Sequence[Adapter]) -> Tensor:
 def _beside(base: Linear, adapters: Sequence[Adapter], x: Tensor) -> Tensor:
     """Base and adapters in fp32, rounded once; one adapter in one op."""
     first, *others = adapters
-    wide = WIDE[x.dtype] if others else None
-    down, up = first.down.to(x.dtype), first.up.to(x.dtype)
-    y = ops.lora_linear(x, base.weight, down, up, base.bias, scale=first.scale, out_dtype=wide)
+    copied = current().quantized is not None
+    wide = WIDE[x.dtype] if others or copied else None
+    if copied:  # which the op for both does not read
+        y, others = base(x, out_dtype=wide), [first, *others]
+    else:
+        down, up = first.down.to(x.dtype), first.up.to(x.dtype)
+        y = ops.lora_linear(x, base.weight, down, up, base.bias, scale=first.scale, out_dtype=wide)
     for adapter in others:
         low = ops.linear(x, adapter.down.to(x.dtype), out_dtype=wide)
         y = y + adapter.scale * ops.linear(low, adapter.up.to(low.dtype))

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from accel import ops
 from accel.contracts.checks import WIDE
 from accel.contracts.vocabulary import Adjustment
+from accel.engine.call import current
 from accel.engine.forward import Forward, installed
-from accel.engine.modules.projection import Linear
+from accel.engine.modules.projection import OF_THE_HEAD, Linear
 from accel.engine.spec import DecoderSpec, Rotary
 
 _NORMS: dict[str, Callable[..., Tensor]] = {"rms_norm": ops.rms_norm, "layer_norm": ops.layer_norm}
 
 Angles = tuple[Tensor, Tensor]
+
+_LOGITS_AT_ONCE = 1 << 22
 
 
 class Embedding(Forward):
@@ -93,7 +96,7 @@ class Head(Linear):
     (log-probability, entropy) without it."""
 
     def __init__(self, module: nn.Module, spec: DecoderSpec) -> None:
-        super().__init__(module)
+        super().__init__(module, least_bits=OF_THE_HEAD)
         self.adjustment: dict[str, Any] = {
             "scale": spec.logit_scale, "softcap": spec.logit_softcap,
         }  # fmt: skip
@@ -102,10 +105,22 @@ class Head(Linear):
         self, h: Tensor, ids: Tensor | None = None, temperature: float = 1.0
     ) -> Tensor | tuple[Tensor, Tensor]:
         if ids is None:
-            return ops.linear(h, self.weight, self.bias, out_dtype=WIDE[h.dtype])
+            return super().__call__(h, out_dtype=WIDE[h.dtype])
+        if current().quantized is not None:
+            return self._by_logits(h, ids, temperature)
         return ops.logprob(
             h, ids, self.weight, self.bias, temperature=temperature, **self.adjustment
         )
+
+    def _by_logits(self, h: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Of a copy there are logits first: those of some rows after the others, never all."""
+        rows = max(_LOGITS_AT_ONCE // len(self.weight), 1)
+        parts = [
+            self.values(super(Head, self).__call__(some, out_dtype=WIDE[h.dtype]), own, temperature)
+            for some, own in zip(h.split(rows), ids.split(rows))
+        ]
+        values, entropies = map(torch.cat, zip(*parts))
+        return values, entropies
 
     def logits(self, projected: Tensor) -> Tensor:
         """What the model calls logits: scaled and capped."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from accel import ops
 from accel.contracts.activation import activate
 from accel.contracts.checks import WIDE
+from accel.engine.call import current
 from accel.engine.forward import Forward, installed
 from accel.layers.hooks import has_hooks
+
+# Bits of a number in a quantised copy of a projection's weight, at least; and of the head's, whose
+# rounding no later layer evens out.
+FEWEST, OF_THE_HEAD = 4, 8
 
 
 class Projection(Forward):
@@ -21,14 +27,26 @@ class Projection(Forward):
 
 
 class Linear(Projection):
-    """``x @ weight.T + bias``. ``transposed``: the module keeps the weight as ``[in, out]``."""
+    """``x @ weight.T + bias``, by the weight's copy where the call has quantised ones.
 
-    def __init__(self, module: nn.Module, transposed: bool = False) -> None:
+    ``transposed``  the module keeps the weight as ``[in, out]``
+    ``least_bits``  of how many bits a copy is at least; None: there is none of this weight
+    """
+
+    def __init__(
+        self, module: nn.Module, transposed: bool = False, least_bits: int | None = None
+    ) -> None:
         super().__init__(module)
         self.transposed = transposed
+        self.least_bits = least_bits
 
-    def __call__(self, x: Tensor, act: str | None = None) -> Tensor:
-        return ops.linear(x, self.weight, self.bias, act=act)
+    def __call__(
+        self, x: Tensor, act: str | None = None, out_dtype: torch.dtype | None = None
+    ) -> Tensor:
+        copies = current().quantized
+        if copies is not None and self.least_bits is not None:
+            return copies.product(self, x, act, out_dtype)
+        return ops.linear(x, self.weight, self.bias, act=act, out_dtype=out_dtype)
 
     def bare(self) -> Linear | None:
         return self
@@ -75,7 +93,9 @@ def activated(x: Tensor, module: nn.Module, act: nn.Module) -> Tensor:
 
 
 def gated(x: Tensor, gate: nn.Module, up: nn.Module, act: nn.Module) -> Tensor:
-    """``act(gate(x)) * up(x)``, in one op where nothing watches them."""
+    """``act(gate(x)) * up(x)``, in one op where nothing watches them and weights are no copies."""
+    if current().quantized is not None:
+        return activated(x, gate, act) * up(x)  # type: ignore[no-any-return]
     first, second, name = plain(gate), plain(up), fusable(act)
     if first and second and name and not first.transposed and not second.transposed:
         return ops.gated_linear(x, first.weight, second.weight, first.bias, second.bias, act=name)
