@@ -10,6 +10,8 @@ import torch
 from measures import batch, rollout
 
 import accel
+import accel_cpu.plugin
+from accel import testing
 from accel.errors import IgnoredWarning, UnsupportedModelError
 
 
@@ -47,11 +49,12 @@ def test_a_wrapped_forward_is_called_and_serves_to_the_same_bits(name):
 
 def test_a_wrapper_that_enters_autocast_is_told_and_changes_no_bit(llama):
     """As accelerate's for mixed precision does, also inside a rollout."""
-    engine = accel.HybridEngine(llama())
-    want = answered(engine)
-    engine.model.forward = torch.autocast("cpu", torch.bfloat16)(engine.model.forward)
-    with pytest.warns(IgnoredWarning, match="autocast is ignored"):
-        found = answered(engine)
+    with testing.installed(accel_cpu.plugin):  # in which nobody was told before
+        engine = accel.HybridEngine(llama())
+        want = answered(engine)
+        engine.model.forward = torch.autocast("cpu", torch.bfloat16)(engine.model.forward)
+        with pytest.warns(IgnoredWarning, match="autocast is ignored"):
+            found = answered(engine)
     assert all(map(torch.equal, found, want))
 
 
