@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.engine.call import ACTIVE
-from accel.engine.calls import Scoring
+from accel.engine.calls import score
 from accel.engine.config import HybridEngineConfig
 from accel.engine.generation.generate import Generate
 from accel.engine.generation.rollout import Rollout
@@ -223,22 +223,16 @@ class HybridEngine:
             raise OpArgumentError(
                 f"input_ids must be [batch, length > 0]; found {list(input_ids.shape)}"
             )
-        size = micro_batch_size or self.config.micro_batch_size or max(len(input_ids), 1)
-        if size < 1:
+        size = micro_batch_size or self.config.micro_batch_size
+        if size is not None and size < 1:
             raise ValueError(f"micro_batch_size must be positive; found {size}")
-        found = []
         with self._stats.phase("logprobs") as counts:
-            for start in range(0, max(len(input_ids), 1), size):
-                rows = slice(start, start + size)
-                ids = input_ids[rows]
-                mask = None if attention_mask is None else attention_mask[rows]
-                call = Scoring(
-                    exact=self.config.exact, adapter=adapter, ids=ids, temperature=temperature
-                )
-                found.append(call.ask(self.model, input_ids=ids, attention_mask=mask))
+            values, entropies = score(
+                self.model, input_ids, attention_mask, size,
+                exact=self.config.exact, adapter=adapter, temperature=temperature,
+            )  # fmt: skip
             real = input_ids.numel() if attention_mask is None else attention_mask.sum()
             counts["tokens"] = int(real)
-        values, entropies = (torch.cat(parts) for parts in zip(*found))
         return (values, entropies) if entropy else values
 
     # -- what happened ---------------------------------------------------------------------
