@@ -1,6 +1,5 @@
 """check_exact: the engine scores what it has made once more, and says where a bit differs."""
 
-import accel_cpu
 import models
 import pytest
 import snapshots
@@ -8,6 +7,7 @@ import torch
 from measures import batch
 
 import accel
+import accel_cpu
 from accel import testing
 from accel.contracts import CONTRACTS
 from accel.errors import ConfigError, ExactnessError
@@ -110,7 +110,7 @@ def test_a_kernel_whose_rows_depend_on_the_batch_is_found(name, op):
 
 
 def test_it_is_for_exact_engines_and_off_unless_asked_for(llama, scorings):
-    with pytest.raises(ConfigError, match="check_exact=True .* exact=False gives up"):
+    with pytest.raises(ConfigError, match=r"check_exact=True .* exact=False gives up"):
         accel.HybridEngineConfig(check_exact=True, exact=False)
     with pytest.raises(ConfigError, match="check_exact must be True or False, not 1"):
         accel.HybridEngineConfig(check_exact=1)

@@ -108,8 +108,8 @@ def score(
     embeds: Tensor | None = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """What :class:`Scoring` with these ``settings`` finds, one forward for every ``rows`` of ``ids``
-    (None: for all), of ``embeds`` in their place if given."""
+    """What :class:`Scoring` with these ``settings`` finds, in one forward for every ``rows`` of
+    ``ids`` (None: for all), or of ``embeds`` in their place."""
     size = rows or max(len(ids), 1)
     found = []
     for start in range(0, max(len(ids), 1), size):

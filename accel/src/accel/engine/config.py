@@ -41,8 +41,8 @@ class HybridEngineConfig(Fixed):
                                    beside the copies
     ``exact``                      training and generation agree bitwise, or the engine refuses;
                                    False permits implementations whose rows depend on their company
-    ``check_exact``                every ``generate`` of the engine's scores its answers once more as
-                                   ``logprobs`` does, at the cost of that forward (one, or one per
+    ``check_exact``                every ``generate`` scores its answers once more, as ``logprobs``
+                                   does and at its cost, one forward (or one per
                                    ``micro_batch_size`` rows), and raises ExactnessError if a bit
                                    differs. Only while ``exact``
     ``fuse_lora``                  rollouts read weights with their LoRA adapters added, which are

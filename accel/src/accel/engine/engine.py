@@ -20,6 +20,7 @@ from accel.engine.generation.rollout import Rollout
 from accel.engine.hybrid import hybridize
 from accel.engine.modules.lora import FusedWeights, require_adapter
 from accel.engine.planning import Plan
+from accel.engine.spec import EncoderSpec
 from accel.engine.stats import Stats
 from accel.engine.training.optimization import Optimization
 from accel.errors import OpArgumentError, UnsupportedModelError
@@ -250,7 +251,14 @@ class HybridEngine:
         return self.plan
 
     def _generate(self) -> Generate:
-        found = self._planned().model.__dict__.get("generate")
+        planned = self._planned()
+        if isinstance(planned.spec, EncoderSpec):
+            raise UnsupportedModelError(
+                f"generate and logprobs ask for a model that predicts a next token; "
+                f"{type(planned.model).__name__} is an encoder: engine(...), backward and step "
+                "are what there is for it"
+            )
+        found = planned.model.__dict__.get("generate")
         if not isinstance(found, Generate):
             raise UnsupportedModelError(
                 "the model is not the engine's any more (accel.restore was called, or its generate "

@@ -18,16 +18,17 @@ from accel.contracts.checks import WIDE
 from accel.engine import policy as policies
 from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import Forward
+from accel.engine.modules.encoder import Encoder
 from accel.engine.modules.experts import Experts, RoutedMlp, Router
 from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
 from accel.engine.modules.lora import ChatLora, LoraLinear, PeftLora
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
-from accel.engine.modules.projection import Activation, Linear
+from accel.engine.modules.projection import Linear, activation
 from accel.engine.policy import ModelPolicy
 from accel.engine.reading import AS_IT_IS
 from accel.engine.roles import Role, roles
-from accel.engine.spec import DecoderSpec
+from accel.engine.spec import DecoderSpec, EncoderSpec, StackSpec
 from accel.errors import UnsupportedModelError
 from accel.refusal import Refusal
 
@@ -57,7 +58,7 @@ class Plan:
 
     model: nn.Module
     policy: ModelPolicy | None
-    spec: DecoderSpec | None
+    spec: StackSpec | None
     replacements: tuple[Replacement, ...] = ()
     served_by: dict[str, str] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
@@ -78,7 +79,7 @@ class Plan:
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
-    def require(self) -> DecoderSpec:
+    def require(self) -> StackSpec:
         """The spec; UnsupportedModelError with every reason if the model is refused."""
         if self.refusals or self.spec is None:
             raise UnsupportedModelError(str(self))
@@ -134,15 +135,10 @@ def _language_model(model: nn.Module) -> tuple[nn.Module, ModelPolicy | None]:
 
 
 def _forwards(
-    role: Role, module: nn.Module, spec: DecoderSpec, config: HybridEngineConfig
+    role: Role, module: nn.Module, spec: StackSpec, config: HybridEngineConfig
 ) -> Iterator[Replacement]:
     """The role's forward, and those of the parts of a LoRA layer."""
     makers: dict[str, Callable[[], Forward]] = {
-        "model": lambda: CausalLM(module, spec, config.exact),
-        "decoder": lambda: Decoder(module, spec, config.exact),
-        "tokens": lambda: Embedding(module, scale=spec.token_scale),
-        "positions": lambda: Embedding(module, first=spec.first_position),
-        "rotary": lambda: RotaryAngles(module),
         "norm": lambda: Norm(module, spec),
         "layer": lambda: DecoderLayer(module, spec, role.layer),
         "attention": lambda: Attention(module, spec, role.layer),
@@ -150,9 +146,19 @@ def _forwards(
         "routed": lambda: RoutedMlp(module, spec.layer),
         "router": lambda: Router(module, spec.layer),
         "experts": lambda: Experts(module),
-        "activation": lambda: Activation(module, spec.act),
-        "head": lambda: Head(module, spec),
+        "activation": lambda: activation(module, spec.act),
     }
+    if isinstance(spec, EncoderSpec):
+        makers |= {"encoder": lambda: Encoder(module, spec, config.exact)}
+    if isinstance(spec, DecoderSpec):
+        makers |= {
+            "model": lambda: CausalLM(module, spec, config.exact),
+            "decoder": lambda: Decoder(module, spec, config.exact),
+            "tokens": lambda: Embedding(module, scale=spec.token_scale),
+            "positions": lambda: Embedding(module, first=spec.first_position),
+            "rotary": lambda: RotaryAngles(module),
+            "head": lambda: Head(module, spec),
+        }
     if role.kind in makers:
         yield Replacement(role.path, makers[role.kind]())
     elif role.is_lora(module):
@@ -188,7 +194,7 @@ def _parameter_reasons(model: nn.Module) -> Iterator[Refusal]:
 
 
 def _served(
-    model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig,
+    model: nn.Module, spec: StackSpec, config: HybridEngineConfig,
     replacements: list[Replacement],
 ) -> tuple[dict[str, str], list[Refusal]]:  # fmt: skip
     """The implementation of every op the model needs, or why there is none."""
@@ -213,26 +219,34 @@ def _served(
     return served, refused
 
 
-def _needed(spec: DecoderSpec, dtype: torch.dtype) -> list[tuple[str, dict[str, Any]]]:
+def _needed(spec: StackSpec, dtype: torch.dtype) -> list[tuple[str, dict[str, Any]]]:
     """The ops of a model and what they are asked for; attention once for each kind of layer."""
     wide = WIDE.get(dtype)
-    found: list[tuple[str, dict[str, Any]]] = [
-        ("embedding", {}), (spec.norm, {}), ("linear", {"out_dtype": wide}),
-        ("logprob", {}),
-    ]  # fmt: skip
+    found: list[tuple[str, dict[str, Any]]] = [(spec.norm, {}), ("linear", {})]
+    if isinstance(spec, DecoderSpec):
+        found = [
+            ("embedding", {}), (spec.norm, {}), ("linear", {"out_dtype": wide}), ("logprob", {}),
+        ]  # fmt: skip
+        found += [("rotary", {})] if spec.rotary else []
+    found += [("bias_act", {})] if spec.act == "quick_gelu" else []
     layer, layers = spec.layer, range(len(spec.scales))
     if layer.gate not in (None, layer.up) and not all(map(layer.has_experts, layers)):
         found += [("gated_linear", {"act": spec.act})]
     if any(map(layer.has_experts, layers)):
         found += [("softmax", {"dtype": wide}), ("grouped_linear", {"out_dtype": wide})]
-    found += [("rotary", {})] if spec.rotary else []
     for window in dict.fromkeys(map(spec.window, layers)):
         asked = {"window": window, "softcap": spec.score_softcap, "slopes": bool(spec.slopes)}
-        found += [("attention", asked | {"dropout": spec.probability_dropout})]
+        asked |= {"dropout": spec.probability_dropout}
+        found += [("attention", asked)]
     return found
 
 
-def _notes(model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> Iterator[str]:
+def _notes(model: nn.Module, spec: StackSpec, config: HybridEngineConfig) -> Iterator[str]:
+    if isinstance(spec, EncoderSpec):
+        yield (
+            f"an encoder has no generate; what lies outside {spec.encoder} stays transformers' "
+            "own, and hooks on modules that hold no parameters, inside its layers, are not called"
+        )
     dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
     experts = spec.layer.experts
     for noise, acts in (

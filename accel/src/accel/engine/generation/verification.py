@@ -48,7 +48,7 @@ def verify(
 
 def _report(model: nn.Module, answers: Tensor, made: Tensor, again: Tensor, differ: Tensor) -> str:
     row, column = differ.nonzero()[0].tolist()
-    one, other = made[row, column].item(), again[row, column].item()
+    one, other = (float(values[row, column]) for values in (made, again))
     served = ", ".join(f"{op}: {impl}" for op, impl in plan(model).served_by.items())
     return (
         f"check_exact: row {row}, new token {column} (id {int(answers[row, column])}) was made "

@@ -13,7 +13,7 @@ from accel.contracts.checks import WIDE
 from accel.contracts.vocabulary import Adjustment
 from accel.engine.forward import Forward, installed
 from accel.engine.modules.projection import Linear
-from accel.engine.spec import DecoderSpec, Rotary
+from accel.engine.spec import DecoderSpec, Rotary, StackSpec
 
 _NORMS: dict[str, Callable[..., Tensor]] = {"rms_norm": ops.rms_norm, "layer_norm": ops.layer_norm}
 
@@ -41,7 +41,7 @@ class Embedding(Forward):
 class Norm(Forward):
     """RMSNorm or LayerNorm over the last dimension, in fp32, rounded once."""
 
-    def __init__(self, module: nn.Module, spec: DecoderSpec) -> None:
+    def __init__(self, module: nn.Module, spec: StackSpec) -> None:
         super().__init__(module)
         self.kind = spec.norm
         self.eps = spec.norm_eps

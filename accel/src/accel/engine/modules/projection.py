@@ -10,6 +10,8 @@ from accel.contracts.checks import WIDE
 from accel.engine.forward import Forward, installed
 from accel.layers.hooks import has_hooks
 
+_QUICK = 1.702
+
 
 class Projection(Forward):
     """A projection, or one with something beside it."""
@@ -53,6 +55,19 @@ class Activation(Forward):
 
     def __call__(self, x: Tensor) -> Tensor:
         return activate(x.to(WIDE[x.dtype]), self.act).to(x.dtype)
+
+
+class QuickGelu(Forward):
+    """``x sigmoid(1.702 x)`` (Hendrycks and Gimpel 2016), as silu of another scale; never fused."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = ops.bias_act(x.to(WIDE[x.dtype]) * _QUICK, act="silu") / _QUICK
+        return y.to(x.dtype)
+
+
+def activation(module: nn.Module, act: str) -> Forward:
+    """The activation of that name."""
+    return QuickGelu(module) if act == "quick_gelu" else Activation(module, act)
 
 
 def fusable(module: nn.Module) -> str | None:
