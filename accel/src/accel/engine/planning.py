@@ -245,7 +245,8 @@ def _notes(model: nn.Module, spec: StackSpec, config: HybridEngineConfig) -> Ite
     if isinstance(spec, EncoderSpec):
         yield (
             f"an encoder has no generate; what lies outside {spec.encoder} stays transformers' "
-            "own, and hooks on modules that hold no parameters, inside its layers, are not called"
+            "own, and modules that only hold others together, inside its layers, are not called, "
+            "nor hooks on them"
         )
     dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
     experts = spec.layer.experts

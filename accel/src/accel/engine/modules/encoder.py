@@ -34,14 +34,14 @@ class Encoder(Forward):
         self,
         hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *others: Any,
+        *,
         inputs_embeds: Tensor | None = None,
         is_causal: bool | None = None,
         **unserved: Any,
     ) -> Any:
         """transformers' output, with ``last_hidden_state`` alone; layers' are recorded by its own
         hooks. UnsupportedCapability for arguments that ask for more."""
-        self._refuse(others, unserved)
+        self._refuse(unserved)
         h = hidden_states if inputs_embeds is None else inputs_embeds
         assert h is not None
         real = None if attention_mask is None else self._real(attention_mask, h)
@@ -55,12 +55,11 @@ class Encoder(Forward):
 
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=h)
 
-    def _refuse(self, others: tuple[Any, ...], unserved: dict[str, Any]) -> None:
+    def _refuse(self, unserved: dict[str, Any]) -> None:
         asked = [
             name for name, value in unserved.items()
             if value is not None and value is not False and name not in _DEALT_WITH
         ]  # fmt: skip
-        asked += [f"a {type(value).__name__} behind the mask" for value in others if value]
         if asked:
             raise UnsupportedCapability(
                 f"{type(self.module).__name__} does not take {', '.join(asked)} while its layers "
