@@ -41,7 +41,7 @@ class Encoder(Forward):
     ) -> Any:
         """transformers' output, with ``last_hidden_state`` alone; layers' are recorded by its own
         hooks. UnsupportedCapability for arguments that ask for more."""
-        self._refuse(unserved)
+        self._refuse({**unserved, "is_causal": is_causal not in (None, self.spec.causal)})
         h = hidden_states if inputs_embeds is None else inputs_embeds
         assert h is not None
         real = None if attention_mask is None else self._real(attention_mask, h)
