@@ -222,13 +222,13 @@ def _served(
 def _needed(spec: StackSpec, dtype: torch.dtype) -> list[tuple[str, dict[str, Any]]]:
     """The ops of a model and what they are asked for; attention once for each kind of layer."""
     wide = WIDE.get(dtype)
-    found: list[tuple[str, dict[str, Any]]] = [(spec.norm, {}), ("linear", {})]
+    found: list[tuple[str, dict[str, Any]]] = [(spec.norm, {}), ("linear", {}), ("bias_act", {})]
     if isinstance(spec, DecoderSpec):
         found = [
-            ("embedding", {}), (spec.norm, {}), ("linear", {"out_dtype": wide}), ("logprob", {}),
+            ("embedding", {}), (spec.norm, {}), ("linear", {"out_dtype": wide}), ("bias_act", {}),
+            ("logprob", {}),
         ]  # fmt: skip
         found += [("rotary", {})] if spec.rotary else []
-    found += [("bias_act", {})] if spec.act == "quick_gelu" else []
     layer, layers = spec.layer, range(len(spec.scales))
     if layer.gate not in (None, layer.up) and not all(map(layer.has_experts, layers)):
         found += [("gated_linear", {"act": spec.act})]

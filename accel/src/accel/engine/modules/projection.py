@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from accel import ops
-from accel.contracts.activation import activate
 from accel.contracts.checks import WIDE
 from accel.engine.forward import Forward, installed
 from accel.layers.hooks import has_hooks
@@ -47,14 +46,14 @@ class Linear(Projection):
 
 
 class Activation(Forward):
-    """An activation on its own: fp32, rounded once, an element alike wherever it stands."""
+    """An activation on its own: fp32, rounded once, with a slope however far from zero."""
 
     def __init__(self, module: nn.Module, act: str) -> None:
         super().__init__(module)
         self.act = act
 
     def __call__(self, x: Tensor) -> Tensor:
-        return activate(x.to(WIDE[x.dtype]), self.act).to(x.dtype)
+        return ops.bias_act(x, act=self.act)
 
 
 class QuickGelu(Forward):
