@@ -256,3 +256,17 @@ def test_a_training_step_gives_no_logits_unless_they_are_asked_for(pair):
     assert ours(ids, labels=ids, skip_logits=False).logits.shape == (2, 9, 97)
     assert ours(ids).logits.shape == (2, 9, 97)
     assert ours.eval()(ids, labels=ids).logits.shape == (2, 9, 97)
+
+
+def test_gates_far_below_zero_have_gradients():
+    """There exp of what silu takes overflows."""
+    model, ids = made("phi3"), seeded((2, 9))
+    with torch.no_grad():
+        model.model.layers[0].mlp.gate_up_proj.weight.mul_(1000)
+    gates = []
+    ours = hybrid(model)
+    act = ours.model.layers[0].mlp.activation_fn
+    act.register_forward_hook(lambda module, args, result: gates.append(args[0].min().item()))
+    ours(ids, labels=ids).loss.backward()
+    assert gates[0] < -100
+    assert all(parameter.grad.isfinite().all() for parameter in ours.parameters())

@@ -13,6 +13,7 @@
     ├── UnsupportedModelError    (ValueError)    the engine cannot serve this model, and why
     ├── CapacityError            (MemoryError)   more memory or positions needed than permitted
     ├── NonFiniteError           (ArithmeticError)  a loss or gradient is inf or nan
+    ├── ExactnessError           (ArithmeticError)  a token's value is not the one it was made with
     ├── CheckpointError          (RuntimeError)  a checkpoint is torn, or of something else
     ├── OpError
     │   ├── UnknownOpError       (LookupError)   no op, builder or implementation of that name
@@ -87,6 +88,10 @@ class CapacityError(AccelError, MemoryError):
 
 class NonFiniteError(AccelError, ArithmeticError):
     """A loss or a gradient is inf or nan; no parameter was changed by it."""
+
+
+class ExactnessError(AccelError, ArithmeticError):
+    """A token's log-probability is not, bit for bit, the one it was generated with."""
 
 
 class CheckpointError(AccelError, RuntimeError):

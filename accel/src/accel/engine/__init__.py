@@ -17,10 +17,11 @@ from accel.engine.generation.rollout import Rollout
 from accel.engine.hybrid import hybridize, restore
 from accel.engine.planning import Plan, plan
 from accel.engine.policy import ModelPolicy
-from accel.engine.spec import DecoderSpec, LayerSpec
+from accel.engine.spec import DecoderSpec, EncoderSpec, LayerSpec
 
 __all__ = [
     "DecoderSpec",
+    "EncoderSpec",
     "HybridEngine",
     "HybridEngineConfig",
     "LayerSpec",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from accel.engine.call import Call
@@ -96,6 +97,29 @@ class Step(Call):
 
     def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Tensor:
         return head(sequences.pack(hidden).index_select(0, sequences.last()))  # type: ignore[no-any-return]
+
+
+def score(
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor | None,
+    rows: int | None,
+    *,
+    embeds: Tensor | None = None,
+    **settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """What :class:`Scoring` with these ``settings`` finds, in one forward for every ``rows`` of
+    ``ids`` (None: for all), or of ``embeds`` in their place."""
+    size = rows or max(len(ids), 1)
+    found = []
+    for start in range(0, max(len(ids), 1), size):
+        part = slice(start, start + size)
+        fed = {"input_ids": ids[part]} if embeds is None else {"inputs_embeds": embeds[part]}
+        seen = None if mask is None else mask[part]
+        call = Scoring(ids=ids[part], **settings)
+        found.append(call.ask(model, **fed, attention_mask=seen))
+    values, entropies = (torch.cat(parts) for parts in zip(*found))
+    return values, entropies
 
 
 def _scored(

@@ -44,6 +44,10 @@ class HybridEngineConfig(Fixed):
                                    beside the copies
     ``exact``                      training and generation agree bitwise, or the engine refuses;
                                    False permits implementations whose rows depend on their company
+    ``check_exact``                every ``generate`` scores its answers once more, as ``logprobs``
+                                   does and at its cost, one forward (or one per
+                                   ``micro_batch_size`` rows), and raises ExactnessError if a bit
+                                   differs. Only while ``exact``
     ``fuse_lora``                  rollouts read weights with their LoRA adapters added, which are
                                    made at their beginning and lie beside the parameters. Not while
                                    ``exact``: what they hold is rounded once more
@@ -70,6 +74,7 @@ class HybridEngineConfig(Fixed):
     gradient_clipping: float | None = None
     master_weights: bool = False
     exact: bool = True
+    check_exact: bool = False
     fuse_lora: bool = False
     rollout_weights: str | None = None
     kv_cache_bytes: int | None = None
@@ -112,6 +117,11 @@ class HybridEngineConfig(Fixed):
                 f"rollout_weights={self.rollout_weights!r} has rollouts read quantised weights, so "
                 "that their values are not training's; exact=True refuses it. Set exact=False to "
                 "permit it, or leave rollouts the parameters (rollout_weights=None)"
+            )
+        if self.check_exact and not self.exact:
+            raise ConfigError(
+                "check_exact=True demands that generate and logprobs agree bit for bit, which "
+                "exact=False gives up; set exact=True, or leave check_exact"
             )
         if self.enable_cuda_graph not in (None, True, False):
             raise ConfigError(

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from accel.engine.call import ACTIVE
-from accel.engine.calls import Scoring
+from accel.engine.calls import score
 from accel.engine.config import HybridEngineConfig
 from accel.engine.generation.generate import Generate
 from accel.engine.generation.rollout import Rollout
 from accel.engine.hybrid import hybridize
 from accel.engine.modules.lora import require_adapter
 from accel.engine.planning import Plan
+from accel.engine.spec import EncoderSpec
 from accel.engine.stats import Stats
 from accel.engine.training.optimization import Optimization
 from accel.errors import OpArgumentError, UnsupportedModelError
@@ -223,25 +224,21 @@ class HybridEngine:
             raise OpArgumentError(
                 f"input_ids must be [batch, length > 0]; found {list(input_ids.shape)}"
             )
-        size = micro_batch_size or self.config.micro_batch_size or max(len(input_ids), 1)
-        if size < 1:
+        size = micro_batch_size or self.config.micro_batch_size
+        if size is not None and size < 1:
             raise ValueError(f"micro_batch_size must be positive; found {size}")
-        found = []
         with (
             self._stats.phase("logprobs") as counts,
             generate.reading() if weights == "rollout" else nullcontext() as copies,
             torch.set_grad_enabled(torch.is_grad_enabled() and weights == "training"),
         ):
             read = copies or {"exact": self.config.exact}
-            for start in range(0, max(len(input_ids), 1), size):
-                rows = slice(start, start + size)
-                ids = input_ids[rows]
-                mask = None if attention_mask is None else attention_mask[rows]
-                call = Scoring(adapter=adapter, ids=ids, temperature=temperature, **read)
-                found.append(call.ask(self.model, input_ids=ids, attention_mask=mask))
+            values, entropies = score(
+                self.model, input_ids, attention_mask, size,
+                adapter=adapter, temperature=temperature, **read,
+            )  # fmt: skip
             real = input_ids.numel() if attention_mask is None else attention_mask.sum()
             counts["tokens"] = int(real)
-        values, entropies = (torch.cat(parts) for parts in zip(*found))
         return (values, entropies) if entropy else values
 
     def rollout_gap(self, rollout: Rollout, adapter: str | None = ACTIVE) -> dict[str, float]:
@@ -280,7 +277,14 @@ class HybridEngine:
         return self.plan
 
     def _generate(self) -> Generate:
-        found = self._planned().model.__dict__.get("generate")
+        planned = self._planned()
+        if isinstance(planned.spec, EncoderSpec):
+            raise UnsupportedModelError(
+                f"generate and logprobs ask for a model that predicts a next token; "
+                f"{type(planned.model).__name__} is an encoder: engine(...), backward and step "
+                "are what there is for it"
+            )
+        found = planned.model.__dict__.get("generate")
         if not isinstance(found, Generate):
             raise UnsupportedModelError(
                 "the model is not the engine's any more (accel.restore was called, or its generate "

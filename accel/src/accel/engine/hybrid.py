@@ -8,12 +8,13 @@ from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import installed
 from accel.engine.generation.generate import Generate
 from accel.engine.planning import Plan, plan
+from accel.engine.spec import DecoderSpec
 from accel.errors import UnsupportedModelError
 
 
 def hybridize(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
     """Give a transformers model accel's forwards and ``generate``, in place, for people who keep
-    their own training loop; returns what was done.
+    their own training loop; returns what was done. Of an encoder the layers are replaced.
 
     All or nothing: UnsupportedModelError, with every reason, leaves the model as it was. Parameters
     stay where they are under their names, so optimizers, hooks, sharding, gradient checkpointing,
@@ -25,7 +26,8 @@ def hybridize(model: nn.Module, config: HybridEngineConfig | None = None) -> Pla
     spec = made.require()
     restore(model)
     made.apply()
-    made.model.generate = Generate(made.model, spec, config)  # type: ignore[assignment]
+    if isinstance(spec, DecoderSpec):
+        made.model.generate = Generate(made.model, spec, config)  # type: ignore[assignment]
     return made
 
 

@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel import ops
-from accel.contracts.checks import WIDE
 from accel.engine import policy as policies
 from accel.engine.config import BITS, HybridEngineConfig
 from accel.engine.forward import Forward
 from accel.engine.modules import quantized
+from accel.engine.modules.encoder import Encoder
 from accel.engine.modules.experts import Experts, RoutedMlp, Router
 from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
 from accel.engine.modules.lora import ChatLora, LoraLinear, PeftLora
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
-from accel.engine.modules.projection import FEWEST, Activation, Linear
+from accel.engine.modules.projection import FEWEST, Linear, activation
 from accel.engine.policy import ModelPolicy
 from accel.engine.reading import AS_IT_IS
 from accel.engine.roles import Role, roles
-from accel.engine.spec import DecoderSpec
+from accel.engine.serving import served
+from accel.engine.spec import DecoderSpec, EncoderSpec, StackSpec
 from accel.errors import UnsupportedModelError
 from accel.refusal import Refusal
 
@@ -58,7 +58,7 @@ class Plan:
 
     model: nn.Module
     policy: ModelPolicy | None
-    spec: DecoderSpec | None
+    spec: StackSpec | None
     replacements: tuple[Replacement, ...] = ()
     served_by: dict[str, str] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
@@ -79,7 +79,7 @@ class Plan:
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
-    def require(self) -> DecoderSpec:
+    def require(self) -> StackSpec:
         """The spec; UnsupportedModelError with every reason if the model is refused."""
         if self.refusals or self.spec is None:
             raise UnsupportedModelError(str(self))
@@ -118,11 +118,15 @@ def plan(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
     refusals += _parameter_reasons(found)
     copied = _copied(replacements) if config.rollout_weights else []
     bits = BITS.get(config.rollout_weights or "", 0)
-    if bits:
+    if bits and isinstance(spec, DecoderSpec):
         refusals += quantized.reasons(spec, copied, bits)
+    elif bits:
+        refusals.append(Refusal("rollout_weights", "a decoder, which has rollouts", "an encoder",
+                                "leave rollout_weights None"))  # fmt: skip
     served_by: dict[str, str] = {}
     if not refusals:
-        served_by, refused = _served(found, spec, config, replacements)
+        lora = any(isinstance(r.forward, LoraLinear) for r in replacements)
+        served_by, refused = served(found, spec, config, lora=lora)
         refusals += refused
     notes = list(_notes(found, spec, config))
     if bits and not refusals:
@@ -141,15 +145,10 @@ def _language_model(model: nn.Module) -> tuple[nn.Module, ModelPolicy | None]:
 
 
 def _forwards(
-    role: Role, module: nn.Module, spec: DecoderSpec, config: HybridEngineConfig
+    role: Role, module: nn.Module, spec: StackSpec, config: HybridEngineConfig
 ) -> Iterator[Replacement]:
     """The role's forward, and those of the parts of a LoRA layer."""
     makers: dict[str, Callable[[], Forward]] = {
-        "model": lambda: CausalLM(module, spec, config.exact),
-        "decoder": lambda: Decoder(module, spec, config.exact),
-        "tokens": lambda: Embedding(module, scale=spec.token_scale),
-        "positions": lambda: Embedding(module, first=spec.first_position),
-        "rotary": lambda: RotaryAngles(module),
         "norm": lambda: Norm(module, spec),
         "layer": lambda: DecoderLayer(module, spec, role.layer),
         "attention": lambda: Attention(module, spec, role.layer),
@@ -157,9 +156,19 @@ def _forwards(
         "routed": lambda: RoutedMlp(module, spec.layer),
         "router": lambda: Router(module, spec.layer),
         "experts": lambda: Experts(module),
-        "activation": lambda: Activation(module, spec.act),
-        "head": lambda: Head(module, spec),
+        "activation": lambda: activation(module, spec.act),
     }
+    if isinstance(spec, EncoderSpec):
+        makers |= {"encoder": lambda: Encoder(module, spec, config.exact)}
+    if isinstance(spec, DecoderSpec):
+        makers |= {
+            "model": lambda: CausalLM(module, spec, config.exact),
+            "decoder": lambda: Decoder(module, spec, config.exact),
+            "tokens": lambda: Embedding(module, scale=spec.token_scale),
+            "positions": lambda: Embedding(module, first=spec.first_position),
+            "rotary": lambda: RotaryAngles(module),
+            "head": lambda: Head(module, spec),
+        }
     bits = FEWEST if role.layer >= 0 else None
     if role.kind in makers:
         yield Replacement(role.path, makers[role.kind]())
@@ -203,66 +212,13 @@ def _parameter_reasons(model: nn.Module) -> Iterator[Refusal]:
             yield Refusal(what, want, have, f"load all of the weights, with one {what}")
 
 
-def _served(
-    model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig,
-    replacements: list[Replacement],
-) -> tuple[dict[str, str], list[Refusal]]:  # fmt: skip
-    """The implementation of every op the model needs, or why there is none."""
-    parameter = next(model.parameters())
-    needed = _needed(spec, parameter.dtype)
-    if any(isinstance(r.forward, LoraLinear) for r in replacements):
-        needed.append(("lora_linear", {}))
-    if config.rollout_weights is None:
-        remedy = "HybridEngineConfig(exact=False) permits others"
-        return _decided(needed, parameter, config.exact, remedy)
-    served, refused = _decided(needed, parameter, config.exact, "")
-    # Whatever trains, rollouts and their scoring are exact.
-    rolling = [*needed, ("quantized_linear", {"bits": BITS[config.rollout_weights]})]
-    rolled, others = _decided(rolling, parameter, True, "leave rollouts the parameters (None)")
-    served = {**rolled, **served}
-    return served, refused or others
-
-
-def _decided(
-    needed: list[tuple[str, dict[str, Any]]], parameter: nn.Parameter, exact: bool, remedy: str
-) -> tuple[dict[str, str], list[Refusal]]:
-    served: dict[str, str] = {}
-    refused: list[Refusal] = []
-    with ops.use(exact=exact, strict=exact):
-        for op, options in needed:
-            asked = {"dtype": parameter.dtype, **options}
-            decision = ops.explain(op, device=parameter.device, grad=True, **asked)
-            if decision.chosen is not None:
-                served[op] = decision.chosen.impl.id
-            elif exact:
-                want = "a shape-invariant implementation"
-                refused.append(Refusal(op, want, str(decision), remedy))
-            else:
-                remedy = "install a backend that serves it"
-                refused.append(Refusal(op, "an implementation", str(decision), remedy))
-    return served, refused
-
-
-def _needed(spec: DecoderSpec, dtype: torch.dtype) -> list[tuple[str, dict[str, Any]]]:
-    """The ops of a model and what they are asked for; attention once for each kind of layer."""
-    wide = WIDE.get(dtype)
-    found: list[tuple[str, dict[str, Any]]] = [
-        ("embedding", {}), (spec.norm, {}), ("linear", {"out_dtype": wide}),
-        ("logprob", {}),
-    ]  # fmt: skip
-    layer, layers = spec.layer, range(len(spec.scales))
-    if layer.gate not in (None, layer.up) and not all(map(layer.has_experts, layers)):
-        found += [("gated_linear", {"act": spec.act})]
-    if any(map(layer.has_experts, layers)):
-        found += [("softmax", {"dtype": wide}), ("grouped_linear", {"out_dtype": wide})]
-    found += [("rotary", {})] if spec.rotary else []
-    for window in dict.fromkeys(map(spec.window, layers)):
-        asked = {"window": window, "softcap": spec.score_softcap, "slopes": bool(spec.slopes)}
-        found += [("attention", asked | {"dropout": spec.probability_dropout})]
-    return found
-
-
-def _notes(model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> Iterator[str]:
+def _notes(model: nn.Module, spec: StackSpec, config: HybridEngineConfig) -> Iterator[str]:
+    if isinstance(spec, EncoderSpec):
+        yield (
+            f"an encoder has no generate; what lies outside {spec.encoder} stays transformers' "
+            "own, and modules that only hold others together, inside its layers, are not called, "
+            "nor hooks on them"
+        )
     dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
     experts = spec.layer.experts
     for noise, acts in (

@@ -11,16 +11,18 @@ from torch import nn
 
 from accel import registry as _registry
 from accel.engine import policies
-from accel.engine.spec import DecoderSpec
+from accel.engine.spec import DecoderSpec, EncoderSpec
 from accel.errors import PluginError
 from accel.refusal import Refusal
 
 
 class ModelPolicy:
-    """Reads one architecture into a :class:`~accel.engine.spec.DecoderSpec`.
+    """Reads one architecture into a :class:`~accel.engine.spec.DecoderSpec`, or, of a model that
+    does not generate, into an :class:`~accel.engine.spec.EncoderSpec`.
 
     ``name``     of the architecture
-    ``model``    class name of its model with the head
+    ``model``    class name of its model with the head; of an encoder without
+    ``encodes``  True for an encoder
     ``source``   module its classes come from: one whose ``forward`` was overridden elsewhere means
                  something else, and is refused
 
@@ -33,6 +35,7 @@ class ModelPolicy:
     name: ClassVar[str]
     model: ClassVar[str]
     source: ClassVar[str]
+    encodes: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {}
 
     def serves(self, model: nn.Module) -> bool:
@@ -46,7 +49,7 @@ class ModelPolicy:
         """Why a model of this architecture with this configuration cannot be served."""
         return []
 
-    def spec(self, config: Any) -> DecoderSpec:
+    def spec(self, config: Any) -> DecoderSpec | EncoderSpec:
         """The architecture as this configuration has it."""
         raise NotImplementedError(f"{type(self).__name__} must say what a {self.model} is")
 

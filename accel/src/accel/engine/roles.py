@@ -10,7 +10,7 @@ from torch import nn
 
 from accel.engine.forward import Forward, installed
 from accel.engine.reading import AS_IT_IS
-from accel.engine.spec import DecoderSpec, LayerSpec
+from accel.engine.spec import DecoderSpec, EncoderSpec, LayerSpec, StackSpec
 from accel.errors import UnsupportedModelError
 from accel.refusal import Refusal
 
@@ -114,8 +114,20 @@ class Role:
         return Refusal("module", f"{self.path or 'the model'} to be {want}", have, remedy)
 
 
-def roles(spec: DecoderSpec) -> Iterator[Role]:
+def roles(spec: StackSpec) -> Iterator[Role]:
     """Every module that is replaced, outermost first."""
+    if isinstance(spec, EncoderSpec):
+        yield Role(spec.encoder, "encoder")
+    if isinstance(spec, DecoderSpec):
+        yield from _around(spec)
+    for index, path in enumerate(spec.layer_paths()):
+        yield Role(path, "layer", index)
+        inside = _inside(spec.layer, index)
+        yield from (Role(f"{path}.{part}", kind, index) for part, kind in inside if part)
+
+
+def _around(spec: DecoderSpec) -> Iterator[Role]:
+    """What a decoder has beside its layers."""
     yield Role("", "model")
     yield Role(spec.decoder, "decoder")
     yield Role(spec.tokens, "tokens")
@@ -129,10 +141,6 @@ def roles(spec: DecoderSpec) -> Iterator[Role]:
         (spec.head, "head"),
     )
     yield from (Role(path, kind) for path, kind in outside if path)
-    for index, path in enumerate(spec.layer_paths()):
-        yield Role(path, "layer", index)
-        inside = _inside(spec.layer, index)
-        yield from (Role(f"{path}.{part}", kind, index) for part, kind in inside if part)
 
 
 def _inside(layer: LayerSpec, index: int) -> Iterator[tuple[str | None, str]]:

@@ -1,4 +1,4 @@
-"""DecoderSpec: what the engine must know of a decoder-only model, whatever its name.
+"""DecoderSpec and EncoderSpec: what the engine must know of a model, whatever its name.
 
 A policy reads it from a model. Paths are dotted names of submodules, the parameters stay in them.
 """
@@ -32,7 +32,7 @@ class ExpertsSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer of two branches, attention and MLP: ``h + out_norm(branch(norm(h)))`` each,
+    """One layer of two branches, attention and MLP: ``h + out_norm(branch(norm(h)))`` each,
     one after the other.
 
     Paths are relative to the layer; a norm without a path is not there. With ``parallel`` both
@@ -115,47 +115,77 @@ class Rotary:
     base: float = 10000.0
 
 
-@dataclass(frozen=True)
-class DecoderSpec:
-    """A decoder-only language model.
+@dataclass(frozen=True, kw_only=True)
+class StackSpec:
+    """Layers on top of each other: what decoders and encoders have in common.
 
-    Paths are relative to the model with the head. ``rotary`` names the module that holds
-    ``inv_freq`` and ``attention_scaling``, or says what there is instead; with ``interleaved``
-    neighbours turn together, not halves. ``positions`` is a learned table, read from row
-    ``first_position`` on. ``slopes`` are ALiBi's, one per head: a score falls by that much with
+    Paths are relative to the model. With ``interleaved`` neighbours turn together where positions
+    are rotary, not halves. ``slopes`` are ALiBi's, one per head: a score falls by that much with
     each position of distance.
 
     Per layer: ``scales`` multiply the scores, ``windows`` are the positions a query looks back,
-    itself included, None for all. ``score_softcap`` and ``logit_softcap`` make a number ``c
-    tanh(number / c)``. Rows of the table of tokens are multiplied by ``token_scale``, embeddings,
-    given ones too, by ``embedding_scale``, each in their dtype; logits by ``logit_scale``. A norm's
-    weight is ``norm_offset`` more than its parameter. ``embedding_in`` and ``embedding_out`` are
-    projections from and to the embeddings' width. ``probability_dropout`` acts on the softmax of a
-    training step.
+    itself included, None for all. ``score_softcap`` makes a score ``c tanh(score / c)``. A norm's
+    weight is ``norm_offset`` more than its parameter. ``probability_dropout`` acts on the softmax
+    of a training step. ``causal``: no token sees a later one.
     """
 
-    decoder: str
-    tokens: str
     layers: str
-    head: str
     layer: LayerSpec
     heads: int
     kv_heads: int
     head_dim: int
-    max_positions: int
     norm: str  # the op: "rms_norm" or "layer_norm"
     norm_eps: float
-    act: str  # as in accel.contracts.activation
+    act: str  # as in accel.contracts.activation, or "quick_gelu"
     scales: tuple[float, ...]
-    final_norm: str | None = None
     norm_offset: float = 0.0
-    rotary: str | Rotary | None = None
     interleaved: bool = False
-    positions: str | None = None
-    first_position: int = 0
     slopes: tuple[float, ...] | None = None
     windows: tuple[int | None, ...] | None = None
     score_softcap: float | None = None
+    probability_dropout: float = 0.0
+    causal: bool = True
+
+    def layer_paths(self) -> list[str]:
+        """The paths of the layers."""
+        return [f"{self.layers}.{index}" for index in range(len(self.scales))]
+
+    def window(self, layer: int) -> int | None:
+        """How far a layer's queries look back; None: as far as there is."""
+        return None if self.windows is None else self.windows[layer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec(StackSpec):
+    """A model that gives hidden states: its layers are replaced, and ``encoder``, the module that
+    calls them one after the other with the mask they share. Embeddings and what follows the layers
+    stay as they are."""
+
+    encoder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSpec(StackSpec):
+    """A decoder-only language model.
+
+    Paths are relative to the model with the head. ``rotary`` names the module that holds
+    ``inv_freq`` and ``attention_scaling``, or says what there is instead. ``positions`` is a
+    learned table, read from row ``first_position`` on.
+
+    ``logit_softcap`` makes a logit ``c tanh(logit / c)``. Rows of the table of tokens are
+    multiplied by ``token_scale``, embeddings, given ones too, by ``embedding_scale``, each in their
+    dtype; logits by ``logit_scale``. ``embedding_in`` and ``embedding_out`` are projections from
+    and to the embeddings' width.
+    """
+
+    decoder: str
+    tokens: str
+    head: str
+    max_positions: int
+    final_norm: str | None = None
+    rotary: str | Rotary | None = None
+    positions: str | None = None
+    first_position: int = 0
     embedding_norm: str | None = None
     embedding_in: str | None = None
     embedding_out: str | None = None
@@ -164,12 +194,3 @@ class DecoderSpec:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
-    probability_dropout: float = 0.0
-
-    def layer_paths(self) -> list[str]:
-        """The paths of the decoder layers."""
-        return [f"{self.layers}.{index}" for index in range(len(self.scales))]
-
-    def window(self, layer: int) -> int | None:
-        """How far a layer's queries look back; None: as far as there is."""
-        return None if self.windows is None else self.windows[layer]

@@ -23,6 +23,7 @@ from accel.engine.generation.fallback import by_transformers, require_known
 from accel.engine.generation.replay import graphs_for
 from accel.engine.generation.request import Request
 from accel.engine.generation.rollout import Answers, Rollout
+from accel.engine.generation.verification import verify
 from accel.engine.modules.lora import FusedWeights, require_adapter
 from accel.engine.modules.parts import head_of
 from accel.engine.modules.quantized import QuantizedWeights
@@ -86,6 +87,8 @@ class Generate:
         a bit. But where a ``logits_processor``, ``prefix_allowed_tokens_fn``,
         ``stopping_criteria`` or ``streamer`` of the caller's looks on, which may know a row by its
         place, all rows stay to the end, in one batch.
+
+        ExactnessError with ``check_exact``, if a token's value is not what ``logprobs`` makes it.
         """
         if attention_mask is not None and not isinstance(attention_mask, Tensor):
             # transformers' second positional argument
@@ -122,6 +125,9 @@ class Generate:
         finally:
             if self.config.release_inference_cache:
                 self.cache.release()
+        if self.config.check_exact:
+            rows = self.config.micro_batch_size
+            verify(self.model, self.spec, request.prompts, rollout, adapter, rows)
         return rollout if request.as_object or return_logprobs else rollout.sequences
 
     def _roll(

@@ -1,4 +1,4 @@
-"""One decoder layer for every architecture a DecoderSpec can describe."""
+"""One layer for every architecture a StackSpec can describe."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from accel.engine.forward import Branch, Forward
 from accel.engine.modules.parts import Angles, multiplied
 from accel.engine.modules.projection import activated, gated
 from accel.engine.sequences import Sequences
-from accel.engine.spec import DecoderSpec
+from accel.engine.spec import StackSpec
 
 
 class DecoderLayer(Forward):
     """Attention and MLP as the spec joins them; ``[B, S, H]`` to ``[B, S, H]``."""
 
-    def __init__(self, module: nn.Module, spec: DecoderSpec, index: int) -> None:
+    def __init__(self, module: nn.Module, spec: StackSpec, index: int) -> None:
         super().__init__(module)
         self.spec = spec.layer
         self.has_experts = spec.layer.has_experts(index)
@@ -97,7 +97,7 @@ class Attention(Branch):
     probabilities.
     """
 
-    def __init__(self, module: nn.Module, spec: DecoderSpec, index: int) -> None:
+    def __init__(self, module: nn.Module, spec: StackSpec, index: int) -> None:
         super().__init__(module, spec.layer.attention)
         self.spec = spec
         self.index = index
@@ -150,7 +150,7 @@ class Attention(Branch):
         if spec.slopes is not None:
             slopes = torch.tensor(spec.slopes, dtype=WIDE[q.dtype], device=q.device)
         return ops.attention(
-            q, k, v, spans, scale=spec.scales[self.index], slopes=slopes,
+            q, k, v, spans, causal=spec.causal, scale=spec.scales[self.index], slopes=slopes,
             window=spec.window(self.index), softcap=spec.score_softcap, **self._dropout(q),
         )  # fmt: skip
 
@@ -166,7 +166,7 @@ class Attention(Branch):
 class Mlp(Branch):
     """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))``."""
 
-    def __init__(self, module: nn.Module, spec: DecoderSpec) -> None:
+    def __init__(self, module: nn.Module, spec: StackSpec) -> None:
         super().__init__(module, spec.layer.mlp)
         self.spec = spec.layer
 

@@ -14,7 +14,7 @@ from accel.contracts.vocabulary import Adjustment
 from accel.engine.call import current
 from accel.engine.forward import Forward, installed
 from accel.engine.modules.projection import OF_THE_HEAD, Linear
-from accel.engine.spec import DecoderSpec, Rotary
+from accel.engine.spec import DecoderSpec, Rotary, StackSpec
 
 _NORMS: dict[str, Callable[..., Tensor]] = {"rms_norm": ops.rms_norm, "layer_norm": ops.layer_norm}
 
@@ -44,7 +44,7 @@ class Embedding(Forward):
 class Norm(Forward):
     """RMSNorm or LayerNorm over the last dimension, in fp32, rounded once."""
 
-    def __init__(self, module: nn.Module, spec: DecoderSpec) -> None:
+    def __init__(self, module: nn.Module, spec: StackSpec) -> None:
         super().__init__(module)
         self.kind = spec.norm
         self.eps = spec.norm_eps

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from accel import ops
-from accel.contracts.activation import activate
 from accel.contracts.checks import WIDE
 from accel.engine.call import current
 from accel.engine.forward import Forward, installed
@@ -15,6 +14,8 @@ from accel.layers.hooks import has_hooks
 # Bits of a number in a quantised copy of a projection's weight, at least; and of the head's, whose
 # rounding no later layer evens out.
 FEWEST, OF_THE_HEAD = 4, 8
+
+_QUICK = 1.702
 
 
 class Projection(Forward):
@@ -63,14 +64,27 @@ class Linear(Projection):
 
 
 class Activation(Forward):
-    """An activation on its own: fp32, rounded once, an element alike wherever it stands."""
+    """An activation on its own: fp32, rounded once, with a slope however far from zero."""
 
     def __init__(self, module: nn.Module, act: str) -> None:
         super().__init__(module)
         self.act = act
 
     def __call__(self, x: Tensor) -> Tensor:
-        return activate(x.to(WIDE[x.dtype]), self.act).to(x.dtype)
+        return ops.bias_act(x, act=self.act)
+
+
+class QuickGelu(Forward):
+    """``x sigmoid(1.702 x)`` (Hendrycks and Gimpel 2016), as silu of another scale; never fused."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = ops.bias_act(x.to(WIDE[x.dtype]) * _QUICK, act="silu") / _QUICK
+        return y.to(x.dtype)
+
+
+def activation(module: nn.Module, act: str) -> Forward:
+    """The activation of that name."""
+    return QuickGelu(module) if act == "quick_gelu" else Activation(module, act)
 
 
 def fusable(module: nn.Module) -> str | None:

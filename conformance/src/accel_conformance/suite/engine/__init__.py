@@ -38,7 +38,8 @@ def cases(subject: Subject) -> Iterator[Case]:
     dtypes = [dtype for dtype in DTYPES if dtype in subject.accelerator.supported_dtypes()]
     policies: dict[str, ModelPolicy] = {}
     for policy in known():  # a plugin's before the core's of the same name
-        policies.setdefault(policy.name, policy)
+        if not policy.encodes:  # what follows is about generating
+            policies.setdefault(policy.name, policy)
     for policy in policies.values():
         for dtype in dtypes:
             for name, check in CHECKS.items():
