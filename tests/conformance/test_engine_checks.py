@@ -112,12 +112,12 @@ def adapter_always_on(patch):
 
 
 def anything_is_exact(patch):
-    right = planning._served
+    right = planning.served
 
-    def served(model, spec, config, replacements):
-        return right(model, spec, planning.HybridEngineConfig(exact=False), replacements)
+    def served(model, spec, config, **has):
+        return right(model, spec, planning.HybridEngineConfig(exact=False), **has)
 
-    patch.setattr(planning, "_served", served)
+    patch.setattr(planning, "served", served)
 
 
 def sampling_draws_from_torch(patch):
