@@ -54,10 +54,10 @@ def svg(rewards: Sequence[float], before: float, after: float, title: str) -> st
     ]
     line = " ".join(f"{x(i + 0.5):.1f},{y(reward):.1f}" for i, reward in enumerate(smooth(rewards)))
     lines.append(f'<polyline class="mean" points="{line}"/>')
-    for step, reward, dx in ((0, before, 10), (steps, after, 12)):
+    for step, reward in ((0, before), (steps, after)):
         at = y(reward)
         lines.append(f'<circle class="held" cx="{x(step):.1f}" cy="{at:.1f}" r="5"/>')
-        place = f'x="{x(step) + dx:.1f}" y="{at + 4 - 30 * (step == 0):.1f}"'
+        place = f'x="{x(step) + 12:.1f}" y="{at + 4:.1f}"'
         lines.append(f'<text class="held" {place}>held out {reward:.2f}</text>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
