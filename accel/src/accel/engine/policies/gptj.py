@@ -14,7 +14,7 @@ class GptJPolicy(ModelPolicy):
     name = "gptj"
     model = "GPTJForCausalLM"
     source = "transformers.models.gptj.modeling_gptj"
-    small: ClassVar = {"rotary_dim": 16}
+    small: ClassVar = {"rotary_dim": 16, "attn_pdrop": 0.1}
 
     def reasons(self, config: Any) -> list[Refusal]:
         return activation_reasons(config.activation_function)

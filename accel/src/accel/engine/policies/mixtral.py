@@ -13,7 +13,9 @@ class MixtralPolicy(MistralPolicy):
     name = "mixtral"
     model = "MixtralForCausalLM"
     source = "transformers.models.mixtral.modeling_mixtral"
-    small: ClassVar = {"num_local_experts": 5, "num_experts_per_tok": 2}
+    small: ClassVar = {  # "eager": transformers' own run in any dtype and width then
+        "num_local_experts": 5, "num_experts_per_tok": 2, "experts_implementation": "eager",
+    }  # fmt: skip
 
     def experts(self, config: Any) -> ExpertsSpec:
         """In every layer; their weights are made to sum to one."""

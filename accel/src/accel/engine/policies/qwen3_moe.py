@@ -13,7 +13,10 @@ class Qwen3MoePolicy(MixtralPolicy):
     name = "qwen3_moe"
     model = "Qwen3MoeForCausalLM"
     source = "transformers.models.qwen3_moe.modeling_qwen3_moe"
-    small: ClassVar = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 50}
+    small: ClassVar = {  # "eager": transformers' own run in any dtype and width then
+        "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 50,
+        "experts_implementation": "eager",
+    }  # fmt: skip
 
     def experts(self, config: Any) -> ExpertsSpec:
         """In every so many layers, but for those that the configuration names."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import accel
+from accel.contracts.checks import WIDE
 from accel.engine import HybridEngine, HybridEngineConfig
 from accel.errors import UnsupportedModelError
 from accel.ops import catalog
@@ -213,8 +214,11 @@ def _variant(trial: Trial, served: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Of the ops a model needs, implementations that do not claim invariance and would serve."""
     parameter = next(trial.model.parameters())
     for op in served:
+        asked = {"dtype": parameter.dtype}
+        if op == "linear":  # as the head does, whose logits are never rounded
+            asked["out_dtype"] = WIDE[parameter.dtype]
         with accel.ops.use(exact=False):
-            decision = accel.ops.explain(op, device=parameter.device, dtype=parameter.dtype)
+            decision = accel.ops.explain(op, device=parameter.device, **asked)
         for verdict in decision.verdicts:
             if not verdict.refusals and not verdict.impl.shape_invariant:
                 yield op, verdict.impl.id
