@@ -13,7 +13,7 @@ import accel
 from accel import testing
 from accel.engine.forward import installed
 from accel.engine.policies.llama import LlamaPolicy
-from accel.errors import PluginError, UnsupportedCapability, UnsupportedModelError
+from accel.errors import ConfigError, PluginError, UnsupportedCapability, UnsupportedModelError
 
 CONFIG = accel.HybridEngineConfig()
 LORA = LoraConfig(r=4, target_modules=["q_proj", "c_attn"])
@@ -267,3 +267,10 @@ def test_a_class_that_is_no_policy_is_refused_with_its_plugin(llama):
         pytest.raises(PluginError, match=r"'careless'.*accel\.ModelPolicy.*NoPolicy"),
     ):
         accel.plan(llama())
+
+
+@pytest.mark.parametrize("take", [accel.plan, accel.hybridize])
+def test_a_dict_may_stand_for_the_configuration(llama, take):
+    with pytest.raises(ConfigError, match="exakt"):
+        take(llama(), {"exakt": False})
+    assert take(llama(), {"exact": False}).served_by

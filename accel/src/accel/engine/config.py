@@ -139,6 +139,13 @@ class HybridEngineConfig(Fixed):
         return [name for name in names if getattr(self, name) != getattr(type(self), name)]
 
     @classmethod
+    def of(cls, config: HybridEngineConfig | Mapping[str, Any] | None) -> HybridEngineConfig:
+        """A configuration from what may stand for one: itself, a dict, or None for the defaults."""
+        if isinstance(config, Mapping):
+            return cls.from_dict(config)
+        return config or cls()
+
+    @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> HybridEngineConfig:
         """From a dict such as DeepSpeed's ``hybrid_engine`` block; unknown keys are refused."""
         require_known(settings, (field.name for field in fields(cls)))

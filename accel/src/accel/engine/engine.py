@@ -48,9 +48,7 @@ class HybridEngine:
         config: HybridEngineConfig | Mapping[str, Any] | None = None,
         lr_scheduler: Any = None,
     ) -> None:
-        if isinstance(config, Mapping):
-            config = HybridEngineConfig.from_dict(config)
-        self.config = config or HybridEngineConfig()
+        self.config = HybridEngineConfig.of(config)
         self.model = model
         self.plan: Plan | None = hybridize(model, self.config) if self.config.enabled else None
         self._optimization = Optimization(model, optimizer, lr_scheduler, self.config)

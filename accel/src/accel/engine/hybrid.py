@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from accel.engine.config import HybridEngineConfig
@@ -12,7 +15,9 @@ from accel.engine.spec import DecoderSpec
 from accel.errors import UnsupportedModelError
 
 
-def hybridize(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
+def hybridize(
+    model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None = None
+) -> Plan:
     """Give a transformers model accel's forwards and ``generate``, in place, for people who keep
     their own training loop; returns what was done. Of an encoder the layers are replaced.
 
@@ -21,7 +26,7 @@ def hybridize(model: nn.Module, config: HybridEngineConfig | None = None) -> Pla
     PEFT, ``state_dict``, deepcopy and pickle go on as before. May be called again, as after adding
     an adapter. :func:`restore` undoes it.
     """
-    config = config or HybridEngineConfig()
+    config = HybridEngineConfig.of(config)
     made = plan(model, config)
     spec = made.require()
     restore(model)

@@ -6,7 +6,7 @@ are forwards; parameters stay in their modules under their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,9 +92,9 @@ class Plan:
             replacement.forward.install()
 
 
-def plan(model: nn.Module, config: HybridEngineConfig | None = None) -> Plan:
+def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None = None) -> Plan:
     """What would be replaced in ``model``, and by what; changes nothing."""
-    config = config or HybridEngineConfig()
+    config = HybridEngineConfig.of(config)
     found, policy = _language_model(model)
     if policy is None:
         known = ", ".join(sorted(p.name for p in policies.known()))
