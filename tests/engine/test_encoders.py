@@ -130,6 +130,17 @@ def test_it_has_no_generate_and_says_why(name):
     assert "no generate" in str(engine.plan)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"check_exact": True}, {"exact": False, "fuse_lora": True},
+     {"exact": False, "rollout_weights": "int8"}],
+    ids=lambda asked: list(asked)[-1],
+)  # fmt: skip
+def test_what_only_rollouts_have_is_refused(asked):
+    with pytest.raises(UnsupportedModelError, match=f"{list(asked)[-1]}.*an encoder"):
+        accel.hybridize(small("bert"), asked)
+
+
 def test_copies_say_the_same_and_a_restored_model_is_transformers_own(name):
     model, (ids, mask) = small(name), batch()
     before, keys = model(ids, attention_mask=mask).last_hidden_state, list(model.state_dict())

@@ -32,6 +32,9 @@ from accel.engine.spec import DecoderSpec, EncoderSpec, StackSpec
 from accel.errors import UnsupportedModelError
 from accel.refusal import Refusal
 
+# Settings that an encoder could not honour.
+_OF_ROLLOUTS = ("rollout_weights", "fuse_lora", "check_exact")
+
 
 @dataclass(frozen=True)
 class Replacement:
@@ -120,9 +123,12 @@ def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None
     bits = BITS.get(config.rollout_weights or "", 0)
     if bits and isinstance(spec, DecoderSpec):
         refusals += quantized.reasons(spec, copied, bits)
-    elif bits:
-        refusals.append(Refusal("rollout_weights", "a decoder, which has rollouts", "an encoder",
-                                "leave rollout_weights None"))  # fmt: skip
+    if isinstance(spec, EncoderSpec):
+        asked = [name for name in _OF_ROLLOUTS if getattr(config, name)]
+        refusals += [
+            Refusal(name, "a decoder, which has rollouts", "an encoder", f"leave {name} out")
+            for name in asked
+        ]
     served_by: dict[str, str] = {}
     if not refusals:
         lora = any(isinstance(r.forward, LoraLinear) for r in replacements)
