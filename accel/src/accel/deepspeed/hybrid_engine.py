@@ -183,6 +183,9 @@ class DeepSpeedHybridEngine(HybridEngine):
         A random number is a function of seed, prompt and position: ranks need agree on nothing
         else, and torch's generators are neither read nor set alike. All ranks of the group must
         call it, with the same prompts in any order.
+
+        What ``fallback`` hands to transformers draws by torch's own generator, on every rank for
+        itself.
         """
         given = dict(kwargs)
         if given.get("seed") is None:

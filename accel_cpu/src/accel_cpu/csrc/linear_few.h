@@ -1,6 +1,6 @@
-// Tiles of a product of up to kFewRows rows, written over the vectors of the vec_*.h included
-// before it: w is used as it is read, without a panel, summed as in linear_tile.h. At M=1 a panel
-// takes half as long again (K=N=256, Zen 3).
+// Tiles of a product of few rows, written over the vectors of the vec_*.h included before it: w is
+// used as it is read, without a panel, summed as in linear_tile.h. At M=1 a panel takes half as long
+// again (K=N=256, Zen 3).
 #pragma once
 
 #include "linear_tile.h"
