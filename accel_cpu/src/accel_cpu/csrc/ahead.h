@@ -13,9 +13,9 @@ void for_each_line(int64_t bytes, F f) {
 }
 
 // Rows that come later. While some are read side by side, block after block, as many lines of these
-// are asked for as a block has, into L2, in the order in which they lie: asked for side by side too,
-// memory gives two Zen 5 cores 22 GB/s of the 45 that they can read, like this 35 (bf16 linear of
-// four rows, K=1024, N=4096). An address past the end is harmless.
+// are asked for as a block has, into L2, in the order in which they lie: asked for side by side
+// too, memory gives two Zen 5 cores 22 GB/s of the 45 that they can read, like this 35 (bf16 linear
+// of four rows, K=1024, N=4096). An address past the end is harmless.
 class Ahead {
  public:
   Ahead() = default;  // asks for nothing

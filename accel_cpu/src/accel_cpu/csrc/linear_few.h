@@ -1,6 +1,6 @@
 // Tiles of a product of few rows, written over the vectors of the vec_*.h included before it: w is
-// used as it is read, without a panel, summed as in linear_tile.h. At M=1 a panel takes half as long
-// again (K=N=256, Zen 3).
+// used as it is read, without a panel, summed as in linear_tile.h. At M=1 a panel takes half as
+// long again (K=N=256, Zen 3).
 #pragma once
 
 #include "linear_tile.h"
@@ -32,7 +32,8 @@ struct InColumns {
   void scale(int64_t, Vec (&)[R * C]) const {}
 };
 
-// A tile of w by rows, so many of them, the first at `w`; what is read later is asked for meanwhile.
+// A tile of w by rows, so many of them, the first at `w`; what is read later is asked for
+// meanwhile.
 template <class Dot>
 struct InRows {
   const typename Dot::Element* w;
