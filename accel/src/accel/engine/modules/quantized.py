@@ -30,6 +30,7 @@ class QuantizedWeights:
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
+        self.state = object()
         self._made: dict[Linear, tuple[Tensor, Tensor, int]] = {}
 
     def __deepcopy__(self, memo: object) -> QuantizedWeights:
@@ -47,6 +48,7 @@ class QuantizedWeights:
     def clear(self) -> None:
         """Drop them; the next rollout makes others."""
         self._made.clear()
+        self.state = object()  # others than before
 
     def product(
         self, linear: Linear, x: Tensor, act: str | None, out_dtype: torch.dtype | None
