@@ -23,7 +23,7 @@ from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
 from accel.engine.modules.lora import ChatLora, LoraLinear, PeftLora
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
-from accel.engine.modules.projection import FEWEST, Linear, activation
+from accel.engine.modules.projection import FEWEST, Linear, Stacked, activation
 from accel.engine.policy import ModelPolicy
 from accel.engine.reading import AS_IT_IS
 from accel.engine.roles import Role, roles
@@ -122,7 +122,7 @@ def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None
     copied = _copied(replacements) if config.rollout_weights else []
     bits = BITS.get(config.rollout_weights or "", 0)
     if bits and isinstance(spec, DecoderSpec):
-        refusals += quantized.reasons(spec, copied, bits)
+        refusals += quantized.reasons(copied, bits)
     if isinstance(spec, EncoderSpec):
         asked = [name for name in _OF_ROLLOUTS if getattr(config, name)]
         refusals += [
@@ -193,10 +193,15 @@ def _forwards(
         yield Replacement(role.path, Linear(module, role.is_transposed(module), bits))
 
 
-def _copied(replacements: list[Replacement]) -> list[Linear]:
+def _copied(replacements: list[Replacement]) -> list[Linear | Stacked]:
     """The projections whose weights rollouts may have copies of."""
-    found = [r.forward.own if isinstance(r.forward, ChatLora) else r.forward for r in replacements]
-    return [own for own in found if isinstance(own, Linear) and own.least_bits is not None]
+    found: list[object] = []
+    for forward in (replacement.forward for replacement in replacements):
+        if isinstance(forward, Experts):
+            found += [forward.gate_up, forward.down]
+        else:
+            found.append(forward.own if isinstance(forward, ChatLora) else forward)
+    return [f for f in found if isinstance(f, (Linear, Stacked)) and f.least_bits is not None]
 
 
 def _wrapper_reasons(model: nn.Module) -> Iterator[Refusal]:
