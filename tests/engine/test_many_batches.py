@@ -1,5 +1,5 @@
-"""Two hundred random batches for every architecture, beside transformers: the tokens that it chooses,
-the logits and the distribution they make. Exactness has its own in test_exactness.py."""
+"""Two hundred random batches for every architecture, beside transformers: tokens, logits and the
+distribution they make. Exactness has its own in test_exactness.py."""
 
 import copy
 import math

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -48,8 +50,12 @@ class Wave:
         self._columns: list[tuple[Tensor, ...]] = []  # not yet among the answers ...
         self._first = 0  # ... from which step on
 
-    def make(self, model: nn.Module, head: Head, step: Call, graphs: Accelerator | None) -> None:
-        """A forward for the prompts, then one per token but the last, replayed by ``graphs``."""
+    def make(
+        self, model: nn.Module, head: Head, step: Call, graphs: Accelerator | None,
+        comes: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """A forward for the prompts, then one per token but the last, replayed by ``graphs``;
+        ``comes`` is called before each."""
         forward = TokenForward(model, step, graphs)
         streamer = self.request.streamer
         if streamer is not None:
@@ -58,6 +64,7 @@ class Wave:
             if self.request.abort():
                 self.answers.aborted = True
                 break
+            comes()
             projected = forward(self.token) if position else self._begin(model, step)
             self._choose(head, projected, position)
             if not self._go_on():

@@ -18,6 +18,7 @@ from accel.engine.calls import Step
 from accel.engine.config import BITS, HybridEngineConfig
 from accel.engine.generation import request as requests
 from accel.engine.generation import sampling
+from accel.engine.generation.company import Company
 from accel.engine.generation.decoding import Wave
 from accel.engine.generation.fallback import by_transformers, require_known
 from accel.engine.generation.prefixes import Made, Prefixes, require_kept
@@ -137,19 +138,21 @@ class Generate:
         if request.sampled:
             samples = sampling.samples_of(request.prompts.contents(), sample_ids)
             uniform = sampling.uniforms(seed, samples, lengths, new_tokens)
+        company = Company(self.model)
         try:
-            rollout = self._roll(request, adapter, lengths, uniform, seed, reuse_prefix)
+            rollout = self._roll(request, adapter, lengths, uniform, seed, reuse_prefix, company)
         finally:
             if self.config.release_inference_cache:
                 self.cache.release()
         if self.config.check_exact:
             rows = self.config.micro_batch_size
-            verify(self.model, self.spec, request.prompts, rollout, adapter, rows)
+            verify(self.model, self.spec, request.prompts, rollout, adapter, rows, company.comes)
+        company.keep(lambda: self._idle(request))
         return rollout if request.as_object or return_logprobs else rollout.sequences
 
     def _roll(
         self, request: Request, adapter: str | None, lengths: list[int], uniform: Tensor | None,
-        seed: int, reuse: bool,
+        seed: int, reuse: bool, company: Company,
     ) -> Rollout:  # fmt: skip
         """All answers, in as few waves as the cache's limit permits."""
         like, count = next(self.model.parameters()), len(lengths)
@@ -170,7 +173,7 @@ class Generate:
                         had = prefixes.found(wave.fed.tolist()) if prefixes else []
                         self.cache.reserve(self.spec, len(rows), tokens, like, had)
                         wave.had = [count for _, count in had]
-                        wave.make(self.model, head, step, graphs)
+                        wave.make(self.model, head, step, graphs, company.comes)
                         if prefixes:
                             prefixes.keep(rows, answers)
         self.made = int(answers.counts.sum())
@@ -178,6 +181,12 @@ class Generate:
         if prefixes:
             self.reused, not_reused = prefixes.reused, prefixes.not_reused
         return answers.rollout(ids, mask, seed, self.reused, not_reused)
+
+    @torch.no_grad()
+    def _idle(self, request: Request) -> None:
+        """A forward of one token, for others' sake."""
+        step = Step(exact=self.config.exact)
+        step.ask(self.model, request.ends.new_zeros(1, 1))
 
     def _prefixes(self, request: Request) -> Prefixes:
         """Those of a rollout by the weights as they are, and by copies that somebody keeps."""
