@@ -27,7 +27,7 @@ from accel.engine.modules.projection import FEWEST, Linear, Stacked, activation
 from accel.engine.policy import ModelPolicy
 from accel.engine.reading import AS_IT_IS
 from accel.engine.roles import Role, roles
-from accel.engine.serving import served
+from accel.engine.serving import served, what_differs
 from accel.engine.spec import DecoderSpec, EncoderSpec, StackSpec
 from accel.errors import UnsupportedModelError
 from accel.refusal import Refusal
@@ -135,6 +135,8 @@ def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None
         served_by, refused = served(found, spec, config, lora=lora)
         refusals += refused
     notes = list(_notes(found, spec, config))
+    if not config.exact and not refusals:
+        notes.append(what_differs(found, spec, config, served_by, lora=lora))
     if bits and not refusals:
         notes.append(quantized.note(copied, str(config.rollout_weights), bits))
     return Plan(found, policy, spec, tuple(replacements), served_by, tuple(refusals), tuple(notes))

@@ -26,12 +26,13 @@ from accel.engine.generation.replay import graphs_for
 from accel.engine.generation.request import Request
 from accel.engine.generation.rollout import Answers, Rollout
 from accel.engine.generation.verification import verify
+from accel.engine.memory import give_back, is_short
 from accel.engine.modules.lora import FusedWeights, require_adapter
 from accel.engine.modules.parts import head_of
 from accel.engine.modules.quantized import QuantizedWeights
 from accel.engine.roles import require_current
 from accel.engine.spec import DecoderSpec
-from accel.errors import UnsupportedCapability
+from accel.errors import CapacityError, UnsupportedCapability
 
 
 class Generate:
@@ -103,6 +104,9 @@ class Generate:
         another call came between. Hooks see what is computed only. Refused by name where prompts
         are embeddings, parameters are sharded, or ``release_inference_cache`` drops it all.
 
+        Where memory is short it is tried once more, after the cache and what torch keeps was given
+        back; then CapacityError.
+
         ExactnessError with ``check_exact``, if a token's value is not what ``logprobs`` makes it.
         """
         if attention_mask is not None and not isinstance(attention_mask, Tensor):
@@ -140,7 +144,9 @@ class Generate:
             uniform = sampling.uniforms(seed, samples, lengths, new_tokens)
         company = Company(self.model)
         try:
-            rollout = self._roll(request, adapter, lengths, uniform, seed, reuse_prefix, company)
+            rollout = self._roll_again_if_short(
+                request, adapter, lengths, uniform, seed, reuse_prefix, company
+            )
         finally:
             if self.config.release_inference_cache:
                 self.cache.release()
@@ -149,6 +155,30 @@ class Generate:
             verify(self.model, self.spec, request.prompts, rollout, adapter, rows, company.comes)
         company.keep(lambda: self._idle(request))
         return rollout if request.as_object or return_logprobs else rollout.sequences
+
+    def _roll_again_if_short(self, request: Request, *given: Any) -> Rollout:
+        """Once more where memory was short, by what can be given back; not where objects of the
+        caller's have looked on."""
+        device = next(self.model.parameters()).device
+        try:
+            return self._roll(request, *given)
+        except (RuntimeError, MemoryError) as error:
+            if not is_short(error):
+                raise
+            if request.whole:
+                self.cache.release()
+                raise _short(error, "once") from error
+        # Out here nothing holds what the first time took.
+        give_back(self.cache, device)
+        try:
+            return self._roll(request, *given)
+        except (RuntimeError, MemoryError) as error:
+            if not is_short(error):
+                raise
+            self.cache.release()
+            raise _short(error, "twice, the second time after what was kept was given back") from (
+                error
+            )
 
     def _roll(
         self, request: Request, adapter: str | None, lengths: list[int], uniform: Tensor | None,
@@ -233,3 +263,10 @@ class Generate:
         self.seeds_made += 1
         made = np.random.SeedSequence((torch.initial_seed(), self.seeds_made))
         return int(made.generate_state(1, np.uint64)[0] >> 1)
+
+
+def _short(error: BaseException, tried: str) -> CapacityError:
+    return CapacityError(
+        f"a rollout found too little memory, {tried}: {error}; free some, ask for fewer rows or "
+        "tokens, or set kv_cache_bytes, and it is made in several waves"
+    )
