@@ -104,8 +104,8 @@ class Generate:
         another call came between. Hooks see what is computed only. Refused by name where prompts
         are embeddings, parameters are sharded, or ``release_inference_cache`` drops it all.
 
-        Where memory is short it is tried once more, after the cache and what torch keeps was given
-        back; then CapacityError.
+        An error on the way gives the cache back. Where memory is short it is tried once more, after
+        what torch keeps was given back, too; then CapacityError.
 
         ExactnessError with ``check_exact``, if a token's value is not what ``logprobs`` makes it.
         """
@@ -176,9 +176,7 @@ class Generate:
             if not is_short(error):
                 raise
             self.cache.release()
-            raise _short(error, "twice, the second time after what was kept was given back") from (
-                error
-            )
+            raise _short(error, "twice, though what was kept was given back") from error
 
     def _roll(
         self, request: Request, adapter: str | None, lengths: list[int], uniform: Tensor | None,
@@ -203,7 +201,11 @@ class Generate:
                         had = prefixes.found(wave.fed.tolist()) if prefixes else []
                         self.cache.reserve(self.spec, len(rows), tokens, like, had)
                         wave.had = [count for _, count in had]
-                        wave.make(self.model, head, step, graphs, company.comes)
+                        try:
+                            wave.make(self.model, head, step, graphs, company.comes)
+                        except BaseException:
+                            self.cache.release()
+                            raise
                         if prefixes:
                             prefixes.keep(rows, answers)
         self.made = int(answers.counts.sum())
