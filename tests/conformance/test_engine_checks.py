@@ -95,8 +95,8 @@ def padding_has_values(patch):
 def keys_kept_wider(patch):
     reserve, extend = cache.KVCache.reserve, cache.KVCache.extend
 
-    def wider(self, spec, batch, tokens, like):
-        reserve(self, spec, batch, tokens, like.double())
+    def wider(self, spec, batch, tokens, like, *beginnings):
+        reserve(self, spec, batch, tokens, like.double(), *beginnings)
 
     def narrowed(self, layer, slots, k, v):
         kept = extend(self, layer, slots, k.double(), v.double())

@@ -88,18 +88,32 @@ ARCHITECTURES = {
     "falcon": ("Falcon", {**_SIZES, **_STILL, "new_decoder_architecture": True,
                           "num_kv_heads": 2}),
 }  # fmt: skip
+MIXTURES = {
+    "mixtral": ("Mixtral", {**_GROUPED, "head_dim": 16, "intermediate_size": 48,
+                            "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("Qwen3Moe", {**_GROUPED, "head_dim": 16, "moe_intermediate_size": 32,
+                               "num_experts": 8, "num_experts_per_tok": 3}),
+}  # fmt: skip
+WITH_BIASES = "llama biases"  # as internlm is
+# One for each policy of a decoder, and that.
+EVERY = (*MAKERS, WITH_BIASES, *ARCHITECTURES, *MIXTURES)
 
 
 def small(name, **config):
     """A new model of any architecture with random weights; no token ends an answer."""
+    if name == WITH_BIASES:
+        return llama(**{"attention_bias": True, "mlp_bias": True, **config})
     if name in MAKERS:
         return MAKERS[name](**config)
-    cls, usual = ARCHITECTURES[name]
+    cls, usual = {**ARCHITECTURES, **MIXTURES}[name]
     ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     settings = {"vocab_size": VOCAB, **ends, **usual, **config}
     torch.manual_seed(0)
     made = getattr(transformers, f"{cls}Config")(**settings)
-    return getattr(transformers, f"{cls}ForCausalLM")(made).eval()
+    model = getattr(transformers, f"{cls}ForCausalLM")(made).eval()
+    if name in MIXTURES:  # one after the other, which transformers can do in any dtype
+        model.set_experts_implementation("eager")
+    return model
 
 
 def text():

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 import accel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-EVERY = (*models.MAKERS, *models.ARCHITECTURES)
 
 
 def cases(names, taught):
@@ -207,6 +206,6 @@ def test_so_it_is_in_every_architecture(engines, name, dtype, taught):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(NAMES, cases(EVERY, (False, True)))
+@pytest.mark.parametrize(NAMES, cases(models.EVERY, (False, True)))
 def test_a_token_is_worth_the_same_wherever_it_is_looked_at_200_times(engines, name, dtype, taught):
     assert_exact(engines(name, dtype, taught), 200)

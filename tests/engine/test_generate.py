@@ -244,6 +244,7 @@ BAD = {
     ),
     "strange token": ((IDS + 97,), {}, IndexError, "V = 97"),
     "too long": ((IDS,), {"max_new_tokens": 251}, CapacityError, "6 .* 251 .* 257.*has 256"),
+    "long": ((seeded((1, 256)),), {"max_new_tokens": 1}, CapacityError, "256 t.* 257.*has 256"),
     "too short": ((IDS,), {"max_length": 6}, OpArgumentError, "nothing to generate: 0 new"),
     "none asked": ((IDS,), {"max_new_tokens": 0}, ValueError, "max_new_tokens"),
     "cold": ((IDS,), {"do_sample": True, "temperature": 0.0}, ValueError, "temperature"),

@@ -148,6 +148,8 @@ def in_lines(fuse):
 
 
 PLACES = (before_modules, in_modules, in_kernels, in_processors, in_sampling, in_cache, in_lines)
+# Those that are all within the loop over tokens, an error in which gives the cache back.
+WITHIN = (before_modules, in_modules, in_kernels, in_processors)
 
 
 @contextmanager
@@ -212,7 +214,7 @@ def test_a_stopped_rollout_leaves_no_trace(engine, place):
                 rollout(engine)
             assert snapshots.changed(before, snapshots.training_state(engine)) == []
             assert engine.stats()["generate"]["calls"] == rollouts
-            if drawn["generating"]:
+            if drawn["generating"] or place in WITHIN:
                 assert engine.plan.model.generate.cache.bytes == 0
             assert all_of(rollout(engine)) == undisturbed
 

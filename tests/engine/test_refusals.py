@@ -1,5 +1,6 @@
 """A model that cannot be served whole is refused, with every reason, and left as it was."""
 
+import re
 import types
 
 import models
@@ -190,6 +191,7 @@ def test_without_shape_invariant_kernels_exact_is_refused_op_by_op(name):
         loose = accel.plan(model, accel.HybridEngineConfig(exact=False))
         assert loose.accepted
         assert set(loose.served_by.values()) == {"torch"}
+        assert re.search(r"exact=False: .*linear by torch \(exact: none\).*may differ", str(loose))
         plan = accel.plan(model)
         refused = {refusal.code for refusal in plan.refusals}
         assert {"linear", "attention", "logprob"} <= refused <= set(loose.served_by)
@@ -199,6 +201,15 @@ def test_without_shape_invariant_kernels_exact_is_refused_op_by_op(name):
             1,
             5,
         )
+
+
+def test_a_plan_says_where_not_to_be_exact_changes_nothing(llama):
+    """Implementations are the same wherever the shape-invariant ones are the fastest, too."""
+    model = llama()
+    loose, exact = (accel.plan(model, {"exact": exact}) for exact in (False, True))
+    assert loose.served_by == exact.served_by
+    assert "exact=False: here it changes no implementation" in str(loose)
+    assert "exact=False" not in str(exact)
 
 
 def test_an_order_for_another_implementation_is_refused_where_exact(llama):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from accel.deepspeed.latency import Latency
 from accel.deepspeed.settings import Settings, group_of, read
 from accel.deepspeed.transposed import laid_out_by_columns
 from accel.engine import HybridEngine, Rollout, hybridize, plan
+from accel.engine.memory import give_back, is_short
 from accel.engine.modules.layer import DecoderLayer
 from accel.engine.modules.lora import FusedWeights
 from accel.engine.policy import ModelPolicy
@@ -207,13 +207,10 @@ class DeepSpeedHybridEngine(HybridEngine):
         try:
             cache.retake()
             return
-        except CapacityError:  # more than was permitted
-            raise
-        except (RuntimeError, MemoryError):
-            cache.release()
-        gc.collect()
-        module = torch.get_device_module(next(self.model.parameters()).device)
-        getattr(module, "empty_cache", lambda: None)()
+        except (RuntimeError, MemoryError) as error:
+            if not is_short(error):
+                raise
+        give_back(cache, next(self.model.parameters()).device)
         try:
             cache.retake()
         except (RuntimeError, MemoryError) as error:

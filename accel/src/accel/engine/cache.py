@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class KVCache:
     when others leave.
 
     ``starts``   int64 ``[B]`` of the sequences still going, ``lengths`` how many tokens are kept
+    ``held``     what lies there since the last rollout, where that has said it; a reservation and a
+                 release forget it
 
     Kept from one rollout to the next while it is large enough; :meth:`release` gives it back.
     """
@@ -30,6 +33,7 @@ class KVCache:
         self.capacity = 0
         self.starts: Tensor | None = None
         self.lengths: Tensor | None = None
+        self.held: Any = None
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._reserved: tuple[DecoderSpec, int, int, Tensor] | None = None
@@ -57,29 +61,34 @@ class KVCache:
             self._require(spec, 1, tokens, like)
         return found
 
-    def reserve(self, spec: DecoderSpec, batch: int, tokens: int, like: Tensor) -> None:
-        """Make room for ``batch`` sequences of up to ``tokens`` tokens, all empty.
+    def reserve(
+        self, spec: DecoderSpec, batch: int, tokens: int, like: Tensor,
+        beginnings: Sequence[tuple[int, int]] = (),
+    ) -> None:  # fmt: skip
+        """Make room for ``batch`` sequences of up to ``tokens`` tokens, all empty but the first:
+        of those ``beginnings`` says in which row another began and how many tokens of that one
+        they keep.
 
         CapacityError if that exceeds the limit; what was there before is then kept.
         """
         self._require(spec, batch, tokens, like)
+        self.held = None
         capacity = _capacity(tokens)
         shape = (batch * capacity, spec.kv_heads, spec.head_dim)
         layers = len(spec.scales)
-        if not self._fits(shape, layers, like):
+        starts = torch.arange(batch, device=like.device) * capacity
+        lengths = torch.zeros_like(starts)
+        if any(count for _, count in beginnings):
+            first, kept = torch.tensor(beginnings, device=like.device).unbind(1)
+            lengths[: len(kept)] = kept
+            self._move(_rows(first, kept), _rows(starts[: len(kept)], kept), shape, like)
+        elif not self._fits(shape, layers, like):
             self.release()
-            with torch.inference_mode(False):  # so that later rollouts may write to it outside
-                self._keys, self._values = (
-                    [
-                        torch.empty(shape, dtype=like.dtype, device=like.device)
-                        for _ in range(layers)
-                    ]
-                    for _ in range(2)
-                )
+            self._keys, self._values = (
+                [_empty(shape, like) for _ in range(layers)] for _ in range(2)
+            )
         self._reserved = (spec, batch, tokens, like.new_empty(0))
-        self.capacity = capacity
-        self.starts = torch.arange(batch, device=like.device) * capacity
-        self.lengths = torch.zeros_like(self.starts)
+        self.capacity, self.starts, self.lengths = capacity, starts, lengths
 
     def retake(self) -> None:
         """Make the room again that was last asked for; none if there was none."""
@@ -89,7 +98,7 @@ class KVCache:
     def release(self) -> None:
         """Give the memory back."""
         self._keys, self._values, self.capacity = [], [], 0
-        self.starts = self.lengths = None
+        self.starts = self.lengths = self.held = None
 
     def keep(self, sequences: Tensor | slice) -> None:
         """Go on with these of the sequences only, by their place among those that were going."""
@@ -129,6 +138,24 @@ class KVCache:
         values.index_copy_(0, slots, v)
         return keys, values
 
+    def _move(self, old: Tensor, new: Tensor, shape: tuple[int, int, int], like: Tensor) -> None:
+        """Rows ``old`` of every layer to where ``new`` says, in room of that shape; a layer's own
+        is given back before the next is made."""
+        fits = self._fits(shape, len(self._keys), like)
+        if fits and torch.equal(old, new):
+            return
+        try:
+            for kept in (self._keys, self._values):
+                for layer in range(len(kept)):
+                    rows = kept[layer].index_select(0, old)
+                    if not fits:
+                        kept[layer] = rows[:0]
+                        kept[layer] = _empty(shape, like)
+                    kept[layer].index_copy_(0, new, rows)
+        except BaseException:  # some have moved
+            self.release()
+            raise
+
     def _fits(self, shape: tuple[int, int, int], layers: int, like: Tensor) -> bool:
         if len(self._keys) != layers:
             return False
@@ -147,6 +174,18 @@ class KVCache:
                 f"a KV cache for {batch} sequences of {tokens} tokens takes {needed} bytes, "
                 f"kv_cache_bytes permits {self.limit}; generate shorter ones"
             )
+
+
+def _empty(shape: tuple[int, int, int], like: Tensor) -> Tensor:
+    with torch.inference_mode(False):  # so that later rollouts may write to it outside
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def _rows(starts: Tensor, counts: Tensor) -> Tensor:
+    """``starts[i]`` and the ``counts[i] - 1`` numbers behind it, for every i."""
+    before = counts.cumsum(0) - counts
+    within = torch.arange(int(counts.sum()), device=starts.device)
+    return within + (starts - before).repeat_interleave(counts)
 
 
 def _capacity(tokens: int) -> int:

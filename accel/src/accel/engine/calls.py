@@ -5,6 +5,7 @@ All three take a token's value from the head in fp32, by the same ops.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,10 +107,11 @@ def score(
     rows: int | None,
     *,
     embeds: Tensor | None = None,
+    comes: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """What :class:`Scoring` with these ``settings`` finds, in one forward for every ``rows`` of
-    ``ids`` (None: for all), or of ``embeds`` in their place."""
+    ``ids`` (None: for all), or of ``embeds`` in their place; ``comes`` is called before each."""
     size = rows or max(len(ids), 1)
     found = []
     for start in range(0, max(len(ids), 1), size):
@@ -117,6 +119,7 @@ def score(
         fed = {"input_ids": ids[part]} if embeds is None else {"inputs_embeds": embeds[part]}
         seen = None if mask is None else mask[part]
         call = Scoring(ids=ids[part], **settings)
+        comes()
         found.append(call.ask(model, **fed, attention_mask=seen))
     values, entropies = (torch.cat(parts) for parts in zip(*found))
     return values, entropies

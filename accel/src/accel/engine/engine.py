@@ -175,6 +175,8 @@ class HybridEngine:
             generate = self._generate()
             found: Tensor | Rollout = generate(input_ids, attention_mask, *args, **kwargs)
             counts["tokens"] = generate.made
+            if kwargs.get("reuse_prefix"):
+                counts["reused"] = generate.reused
         return found
 
     @contextmanager
@@ -263,7 +265,8 @@ class HybridEngine:
     # -- what happened ---------------------------------------------------------------------
 
     def stats(self) -> dict[str, dict[str, float]]:
-        """Per phase: ``calls``, ``seconds`` and, where there are any, ``tokens`` and their rate."""
+        """Per phase: ``calls``, ``seconds`` and, where there are any, ``tokens`` and their rate;
+        of ``generate`` tokens of prompts that were ``reused``, where that was asked for."""
         return self._stats.totals()
 
     def _planned(self) -> Plan:

@@ -23,11 +23,11 @@ from accel.engine.modules.layer import Attention, DecoderLayer, Mlp
 from accel.engine.modules.lora import ChatLora, LoraLinear, PeftLora
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
-from accel.engine.modules.projection import FEWEST, Linear, activation
+from accel.engine.modules.projection import FEWEST, Linear, Stacked, activation
 from accel.engine.policy import ModelPolicy
 from accel.engine.reading import AS_IT_IS
 from accel.engine.roles import Role, roles
-from accel.engine.serving import served
+from accel.engine.serving import served, what_differs
 from accel.engine.spec import DecoderSpec, EncoderSpec, StackSpec
 from accel.errors import UnsupportedModelError
 from accel.refusal import Refusal
@@ -122,7 +122,7 @@ def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None
     copied = _copied(replacements) if config.rollout_weights else []
     bits = BITS.get(config.rollout_weights or "", 0)
     if bits and isinstance(spec, DecoderSpec):
-        refusals += quantized.reasons(spec, copied, bits)
+        refusals += quantized.reasons(copied, bits)
     if isinstance(spec, EncoderSpec):
         asked = [name for name in _OF_ROLLOUTS if getattr(config, name)]
         refusals += [
@@ -135,6 +135,8 @@ def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None
         served_by, refused = served(found, spec, config, lora=lora)
         refusals += refused
     notes = list(_notes(found, spec, config))
+    if not config.exact and not refusals:
+        notes.append(what_differs(found, spec, config, served_by, lora=lora))
     if bits and not refusals:
         notes.append(quantized.note(copied, str(config.rollout_weights), bits))
     return Plan(found, policy, spec, tuple(replacements), served_by, tuple(refusals), tuple(notes))
@@ -193,10 +195,15 @@ def _forwards(
         yield Replacement(role.path, Linear(module, role.is_transposed(module), bits))
 
 
-def _copied(replacements: list[Replacement]) -> list[Linear]:
+def _copied(replacements: list[Replacement]) -> list[Linear | Stacked]:
     """The projections whose weights rollouts may have copies of."""
-    found = [r.forward.own if isinstance(r.forward, ChatLora) else r.forward for r in replacements]
-    return [own for own in found if isinstance(own, Linear) and own.least_bits is not None]
+    found: list[object] = []
+    for forward in (replacement.forward for replacement in replacements):
+        if isinstance(forward, Experts):
+            found += [forward.gate_up, forward.down]
+        else:
+            found.append(forward.own if isinstance(forward, ChatLora) else forward)
+    return [f for f in found if isinstance(f, (Linear, Stacked)) and f.least_bits is not None]
 
 
 def _wrapper_reasons(model: nn.Module) -> Iterator[Refusal]:

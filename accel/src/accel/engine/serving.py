@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,6 +33,25 @@ def served(
     rolled, others = _decided(rolling, parameter, True, "leave rollouts the parameters (None)")
     served = {**rolled, **served}
     return served, refused or others
+
+
+def what_differs(
+    model: nn.Module, spec: StackSpec, config: HybridEngineConfig, by: dict[str, str], *, lora: bool
+) -> str:
+    """What ``exact=False`` changes of the implementations, which serve ``by`` it."""
+    exactly = replace(config, exact=True, fuse_lora=False, rollout_weights=None)
+    others, _ = served(model, spec, exactly, lora=lora)
+    changed = [
+        f"{op} by {impl} (exact: {others.get(op, 'none')})"
+        for op, impl in by.items()
+        if op != "quantized_linear" and others.get(op) != impl
+    ]
+    if not changed:
+        return "exact=False: here it changes no implementation; all are shape-invariant"
+    return (
+        f"exact=False: {', '.join(changed)}, whose rows may depend on those beside them: values of "
+        "generate, logprobs and training may differ by roundings"
+    )
 
 
 def _decided(

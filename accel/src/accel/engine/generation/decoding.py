@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,9 @@ class Wave:
     Of each row still in the batch: ``rows``, which answer it is; ``token``, its last; ``ids``, all
     that stands before the next, if anything looks at it; ``uniform``, numbers to sample by;
     ``going``, False if it has ended.
+
+    ``fed``    which prompts are computed: one for each of those that are alike
+    ``had``    of each of those, how many tokens the cache holds already; empty: none of any
     """
 
     def __init__(
@@ -36,11 +41,21 @@ class Wave:
         self.ids = request.prompts.seen(as_given=request.whole)[rows]
         self.uniform = None if uniform is None else uniform[rows]
         self.going = torch.ones_like(rows, dtype=torch.bool)
+        self.had: list[int] = []
+        self.fed = request.prompts.alike[rows]
+        distinct, which = self.fed.unique(return_inverse=True)
+        self._which: Tensor | None = None
+        if len(distinct) < len(self.fed):
+            self.fed, self._which = distinct, which
         self._columns: list[tuple[Tensor, ...]] = []  # not yet among the answers ...
         self._first = 0  # ... from which step on
 
-    def make(self, model: nn.Module, head: Head, step: Call, graphs: Accelerator | None) -> None:
-        """A forward for the prompts, then one per token but the last, replayed by ``graphs``."""
+    def make(
+        self, model: nn.Module, head: Head, step: Call, graphs: Accelerator | None,
+        comes: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """A forward for the prompts, then one per token but the last, replayed by ``graphs``;
+        ``comes`` is called before each."""
         forward = TokenForward(model, step, graphs)
         streamer = self.request.streamer
         if streamer is not None:
@@ -49,6 +64,7 @@ class Wave:
             if self.request.abort():
                 self.answers.aborted = True
                 break
+            comes()
             projected = forward(self.token) if position else self._begin(model, step)
             self._choose(head, projected, position)
             if not self._go_on():
@@ -60,21 +76,18 @@ class Wave:
     def _begin(self, model: nn.Module, step: Call) -> Tensor:
         """What the head projects the prompts' last tokens to. Prompts that are alike are computed
         once, and what is kept of them is copied: to the bits that each would have."""
-        prompts = self.request.prompts
-        fed = prompts.alike[self.rows]
-        distinct, which = fed.unique(return_inverse=True)
-        shared = len(distinct) < len(fed)
-        if shared:
-            fed = distinct
+        prompts, fed = self.request.prompts, self.fed
+        if self._which is not None:
             self.cache.keep(slice(len(fed)))
-        mask = prompts.mask[fed]
         if prompts.embeds is None:
-            projected = step.ask(model, prompts.ids[fed], attention_mask=mask)
+            ids, mask = prompts.behind(fed, self.had)
+            projected = step.ask(model, ids, attention_mask=mask)
         else:
+            mask = prompts.mask[fed]
             projected = step.ask(model, inputs_embeds=prompts.embeds[fed], attention_mask=mask)
-        if shared:
-            self.cache.fork(which)
-            projected = projected.index_select(0, which)
+        if self._which is not None:
+            self.cache.fork(self._which)
+            projected = projected.index_select(0, self._which)
         return projected  # type: ignore[no-any-return]
 
     def _choose(self, head: Head, projected: Tensor, position: int) -> None:

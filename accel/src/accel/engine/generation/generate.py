@@ -18,24 +18,28 @@ from accel.engine.calls import Step
 from accel.engine.config import BITS, HybridEngineConfig
 from accel.engine.generation import request as requests
 from accel.engine.generation import sampling
+from accel.engine.generation.company import Company
 from accel.engine.generation.decoding import Wave
 from accel.engine.generation.fallback import by_transformers, require_known
+from accel.engine.generation.prefixes import Made, Prefixes, require_kept
 from accel.engine.generation.replay import graphs_for
 from accel.engine.generation.request import Request
 from accel.engine.generation.rollout import Answers, Rollout
 from accel.engine.generation.verification import verify
+from accel.engine.memory import give_back, is_short
 from accel.engine.modules.lora import FusedWeights, require_adapter
 from accel.engine.modules.parts import head_of
 from accel.engine.modules.quantized import QuantizedWeights
 from accel.engine.roles import require_current
 from accel.engine.spec import DecoderSpec
-from accel.errors import UnsupportedCapability
+from accel.errors import CapacityError, UnsupportedCapability
 
 
 class Generate:
     """The ``generate`` of a hybridized model. Changes nothing of the model, whatever happens.
 
     ``made``        how many tokens the last call made, without what stands behind an answer's end
+    ``reused``      how many tokens of its prompts it did not compute again
     ``seeds_made``  how many seeds it has made itself, on which the next one depends
     ``fused``       weights with LoRA adapters added, where somebody keeps them between rollouts
     ``quantized``   quantised copies of weights, likewise
@@ -46,7 +50,7 @@ class Generate:
         self.spec = spec
         self.config = config
         self.cache = KVCache(config.kv_cache_bytes)
-        self.made = 0
+        self.made = self.reused = 0
         self.seeds_made = 0
         self.fused: FusedWeights | None = None
         self.quantized: QuantizedWeights | None = None
@@ -62,6 +66,7 @@ class Generate:
         seed: int | None = None,
         sample_ids: Sequence[int] | Tensor | None = None,
         return_logprobs: bool = False,
+        reuse_prefix: bool = False,
         adapter: str | None = ACTIVE,
         abort: Event | Callable[[], bool] | None = None,
         fallback: str | None = None,
@@ -73,6 +78,10 @@ class Generate:
         ``sample_ids``       one number per answer, which tells samples apart; by default the
                              prompt does, and how often it stood in the batch before
         ``return_logprobs``  return a :class:`Rollout` instead of the sequences alone
+        ``reuse_prefix``     keep what the cache holds for the next call, and do not compute again
+                             what the call right before has kept: the tokens that a prompt begins
+                             with like any prompt and answer of that one, as a conversation's next
+                             turn does; see below
         ``adapter``          a LoRA adapter by name, ``"active"``, or None for the model without
         ``abort``            an event, or what says True to end: looked at before every forward
         ``fallback``         "transformers": what is not served is handed to the model's own
@@ -88,6 +97,16 @@ class Generate:
         ``stopping_criteria`` or ``streamer`` of the caller's looks on, which may know a row by its
         place, all rows stay to the end, in one batch.
 
+        Reuse changes no bit while ``exact``, whichever rows there are: the token's values do not
+        depend on when those before it were computed. What was kept is forgotten, and
+        :attr:`Rollout.not_reused` says why, if a parameter or buffer is not bitwise what it was
+        (all are read to know it), other adapters, copies of weights or implementations serve, or
+        another call came between. Hooks see what is computed only. Refused by name where prompts
+        are embeddings, parameters are sharded, or ``release_inference_cache`` drops it all.
+
+        An error on the way gives the cache back. Where memory is short it is tried once more, after
+        what torch keeps was given back, too; then CapacityError.
+
         ExactnessError with ``check_exact``, if a token's value is not what ``logprobs`` makes it.
         """
         if attention_mask is not None and not isinstance(attention_mask, Tensor):
@@ -97,6 +116,9 @@ class Generate:
         require_current(self.model, self.spec)
         require_adapter(self.model, adapter)
         require_known(fallback)
+        if reuse_prefix:
+            require_kept(self.config, inputs_embeds)
+        self.made = self.reused = 0
         given = {
             "input_ids": ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds,
             "generation_config": generation_config, **settings,
@@ -109,8 +131,8 @@ class Generate:
             ours = {
                 "seed": seed, "sample_ids": sample_ids, "return_logprobs": return_logprobs,
                 "adapter": None if adapter == ACTIVE else str(adapter), "abort": abort,
+                "reuse_prefix": reuse_prefix,
             }  # fmt: skip
-            self.made = 0
             return by_transformers(self.model, refused, given, ours)
         seed = self.new_seed() if seed is None else seed
         lengths = request.prompts.lengths()
@@ -120,19 +142,45 @@ class Generate:
         if request.sampled:
             samples = sampling.samples_of(request.prompts.contents(), sample_ids)
             uniform = sampling.uniforms(seed, samples, lengths, new_tokens)
+        company = Company(self.model)
         try:
-            rollout = self._roll(request, adapter, lengths, uniform, seed)
+            rollout = self._roll_again_if_short(
+                request, adapter, lengths, uniform, seed, reuse_prefix, company
+            )
         finally:
             if self.config.release_inference_cache:
                 self.cache.release()
         if self.config.check_exact:
             rows = self.config.micro_batch_size
-            verify(self.model, self.spec, request.prompts, rollout, adapter, rows)
+            verify(self.model, self.spec, request.prompts, rollout, adapter, rows, company.comes)
+        company.keep(lambda: self._idle(request))
         return rollout if request.as_object or return_logprobs else rollout.sequences
+
+    def _roll_again_if_short(self, request: Request, *given: Any) -> Rollout:
+        """Once more where memory was short, by what can be given back; not where objects of the
+        caller's have looked on."""
+        device = next(self.model.parameters()).device
+        try:
+            return self._roll(request, *given)
+        except (RuntimeError, MemoryError) as error:
+            if not is_short(error):
+                raise
+            if request.whole:
+                self.cache.release()
+                raise _short(error, "once") from error
+        # Out here nothing holds what the first time took.
+        give_back(self.cache, device)
+        try:
+            return self._roll(request, *given)
+        except (RuntimeError, MemoryError) as error:
+            if not is_short(error):
+                raise
+            self.cache.release()
+            raise _short(error, "twice, though what was kept was given back") from error
 
     def _roll(
         self, request: Request, adapter: str | None, lengths: list[int], uniform: Tensor | None,
-        seed: int,
+        seed: int, reuse: bool, company: Company,
     ) -> Rollout:  # fmt: skip
         """All answers, in as few waves as the cache's limit permits."""
         like, count = next(self.model.parameters()), len(lengths)
@@ -146,13 +194,39 @@ class Generate:
         with self.reading() as weights, torch.no_grad():
             step = Step(adapter=adapter, cache=self.cache, **weights)
             with step.active(like.device):
+                prefixes = self._prefixes(request) if reuse else None
                 for rows in torch.arange(count, device=like.device).tensor_split(-(-count // most)):
                     if not answers.aborted:
-                        self.cache.reserve(self.spec, len(rows), tokens, like)
                         wave = Wave(request, self.cache, rows, uniform, answers)
-                        wave.make(self.model, head, step, graphs)
+                        had = prefixes.found(wave.fed.tolist()) if prefixes else []
+                        self.cache.reserve(self.spec, len(rows), tokens, like, had)
+                        wave.had = [count for _, count in had]
+                        try:
+                            wave.make(self.model, head, step, graphs, company.comes)
+                        except BaseException:
+                            self.cache.release()
+                            raise
+                        if prefixes:
+                            prefixes.keep(rows, answers)
         self.made = int(answers.counts.sum())
-        return answers.rollout(ids, mask, seed)
+        not_reused = None
+        if prefixes:
+            self.reused, not_reused = prefixes.reused, prefixes.not_reused
+        return answers.rollout(ids, mask, seed, self.reused, not_reused)
+
+    @torch.no_grad()
+    def _idle(self, request: Request) -> None:
+        """A forward of one token, for others' sake."""
+        step = Step(exact=self.config.exact)
+        step.ask(self.model, request.ends.new_zeros(1, 1))
+
+    def _prefixes(self, request: Request) -> Prefixes:
+        """Those of a rollout by the weights as they are, and by copies that somebody keeps."""
+        copies = tuple(
+            None if kept is None else kept.state for kept in (self.fused, self.quantized)
+        )
+        made = Made.by(self.model, self.spec, self.config, copies)
+        return Prefixes(self.cache, request.prompts, made)
 
     @contextmanager
     def reading(self) -> Iterator[dict[str, Any]]:
@@ -191,3 +265,10 @@ class Generate:
         self.seeds_made += 1
         made = np.random.SeedSequence((torch.initial_seed(), self.seeds_made))
         return int(made.generate_state(1, np.uint64)[0] >> 1)
+
+
+def _short(error: BaseException, tried: str) -> CapacityError:
+    return CapacityError(
+        f"a rollout found too little memory, {tried}: {error}; free some, ask for fewer rows or "
+        "tokens, or set kv_cache_bytes, and it is made in several waves"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,6 +58,21 @@ class Prompts:
         first: dict[bytes, int] = {}
         found = [first.setdefault(c, row) for row, c in enumerate(_contents(self.fed, self.mask))]
         return torch.tensor(found, device=self.mask.device).repeat_interleave(self.each)
+
+    def tokens(self, row: int) -> list[int]:
+        """The real ones of a prompt."""
+        found: list[int] = self.ids[row][self.mask[row] != 0].tolist()
+        return found
+
+    def behind(self, rows: Tensor, had: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(ids, mask) of these prompts, without as many first tokens of each as ``had`` says."""
+        ids, mask = self.ids[rows], self.mask[rows]
+        if not any(had):
+            return ids, mask
+        real = mask != 0
+        left = real & (real.cumsum(1) > torch.tensor(had, device=real.device)[:, None])
+        order = left.to(torch.int8).argsort(dim=1, stable=True)[:, -int(left.sum(1).max()) :]
+        return ids.gather(1, order), left.gather(1, order).to(mask.dtype)
 
     def aligned(self) -> tuple[Tensor, Tensor]:
         """As :meth:`answered`, all padding moved to the left, where transformers expects it."""

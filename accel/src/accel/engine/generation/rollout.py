@@ -26,6 +26,8 @@ class Rollout:
     ``logits``              the same before them; both 0 where masked, as in a row that has ended
     ``seed``                which makes the same answers again
     ``aborted``             True if the caller stopped it; what was made until then is here
+    ``reused``              tokens of the prompts that ``reuse_prefix`` spared
+    ``not_reused``          why nothing of the rollout before could be reused; else None
     """
 
     sequences: Tensor
@@ -36,6 +38,8 @@ class Rollout:
     logits: tuple[Tensor, ...] | None
     seed: int
     aborted: bool = False
+    reused: int = 0
+    not_reused: str | None = None
 
     @property
     def response_mask(self) -> Tensor:
@@ -108,7 +112,9 @@ class Answers:
             kept.append(x.new_zeros(len(self.tokens), x.shape[-1]))
         kept[step][rows] = x
 
-    def rollout(self, ids: Tensor, mask: Tensor, seed: int) -> Rollout:
+    def rollout(
+        self, ids: Tensor, mask: Tensor, seed: int, reused: int = 0, not_reused: str | None = None
+    ) -> Rollout:
         """All of it, behind the prompts ``[B, P]``."""
         tokens, counts, values, processed = (
             store[:, : self.length]
@@ -126,4 +132,6 @@ class Answers:
             logits,
             seed,
             self.aborted,
+            reused,
+            not_reused,
         )

@@ -3,6 +3,8 @@ error."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -20,11 +22,12 @@ _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 @torch.no_grad()
 def verify(
     model: nn.Module, spec: DecoderSpec, prompts: Prompts, rollout: Rollout,
-    adapter: str | None, rows: int | None,
+    adapter: str | None, rows: int | None, comes: Callable[[], None],
 ) -> None:  # fmt: skip
     """ExactnessError unless the rollout's ``logprobs`` are those of whole sequences, bit for bit.
 
-    One forward without gradient or dropout for every ``rows`` of them; None: for all.
+    One forward without gradient or dropout for every ``rows`` of them; None: for all. ``comes`` is
+    called before each.
     """
     new = rollout.logprobs.shape[1]
     if not new:  # aborted before the first
@@ -38,7 +41,7 @@ def verify(
         embeds = prompts.embeds.repeat_interleave(prompts.each, 0)
         with Call().active(answers.device):
             embeds = torch.cat((embeds, model.get_submodule(spec.tokens)(answers)), 1)
-    values, _ = score(model, ids, mask, rows, embeds=embeds, adapter=adapter)
+    values, _ = score(model, ids, mask, rows, embeds=embeds, comes=comes, adapter=adapter)
     again, made = values[:, -new:], rollout.logprobs
     bits = _BITS[made.dtype]
     differ = again.contiguous().view(bits) != made.view(bits)

@@ -17,6 +17,7 @@ from accel.contracts.checks import WIDE
 from accel.engine.call import current
 from accel.engine.forward import Branch, Forward
 from accel.engine.modules.balance import keep
+from accel.engine.modules.projection import FEWEST, Stacked
 from accel.engine.sequences import Sequences
 from accel.engine.spec import ExpertsSpec, LayerSpec
 
@@ -60,6 +61,11 @@ class Experts(Forward):
     """``sum of weight * down(act(gate(x)) * up(x))`` over each row's experts, the lowest first, in
     fp32; what enters ``down`` and the sum are rounded."""
 
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.gate_up = Stacked(module, "gate_up_proj", FEWEST)
+        self.down = Stacked(module, "down_proj", FEWEST)
+
     def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         module: Any = self.module
         wide = WIDE[x.dtype]
@@ -69,9 +75,9 @@ class Experts(Forward):
         # Copied, then permuted: to gather rows several times has a gradient whose order is any.
         copies = x.unsqueeze(1).expand(-1, chosen.shape[1], -1).flatten(0, 1)
         mine = copies.index_select(0, order)
-        gate, up = ops.grouped_linear(mine, module.gate_up_proj, ends, out_dtype=wide).chunk(2, -1)
+        gate, up = self.gate_up(mine, ends, wide).chunk(2, -1)
         inner = (module.act_fn(gate) * up).to(x.dtype)
-        down = ops.grouped_linear(inner, module.down_proj, ends, out_dtype=wide)
+        down = self.down(inner, ends, wide)
         found = torch.empty_like(down).index_copy(0, order, down).unflatten(0, chosen.shape)
         total: Tensor = reduce(torch.add, (found * weights[..., None]).unbind(1))
         return total.to(x.dtype)

@@ -188,6 +188,7 @@ class FusedWeights:
     """
 
     def __init__(self) -> None:
+        self.state = object()
         self._made: dict[tuple[nn.Module, tuple[str, ...]], FusedLinear] = {}
 
     def __deepcopy__(self, memo: object) -> FusedWeights:
@@ -205,6 +206,7 @@ class FusedWeights:
     def clear(self) -> None:
         """Drop them; the next rollout makes others."""
         self._made.clear()
+        self.state = object()  # others than before
 
     def of(self, layer: nn.Module, base: Linear, adapters: Sequence[Adapter]) -> FusedLinear:
         """The projection of a layer with these adapters."""

@@ -1,4 +1,4 @@
-"""Linear projections: torch's and transformers' Conv1D (weight ``[in, out]``)."""
+"""Linear projections: torch's, transformers' Conv1D (weight ``[in, out]``), those of experts."""
 
 from __future__ import annotations
 
@@ -61,6 +61,31 @@ class Linear(Projection):
     @property
     def bias(self) -> Tensor | None:
         return self.module.bias  # type: ignore[return-value]
+
+
+class Stacked:
+    """The projections of all experts, in one parameter ``[E, out, in]``; of rows that are in the
+    order of their experts, each by its own. By copies as a :class:`Linear`."""
+
+    def __init__(self, module: nn.Module, name: str, least_bits: int | None = None) -> None:
+        self.module = module
+        self.name = name
+        self.least_bits = least_bits
+
+    def __call__(self, x: Tensor, ends: Tensor, out_dtype: torch.dtype) -> Tensor:
+        copies = current().quantized
+        if copies is not None and self.least_bits is not None:
+            return copies.products(self, x, ends, out_dtype)
+        return ops.grouped_linear(x, self._stack(), ends, out_dtype=out_dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """``[E * out, in]``"""
+        stack = self._stack()
+        return stack.flatten(0, 1) if stack.dim() == 3 else stack  # its values are away
+
+    def _stack(self) -> Tensor:
+        return getattr(self.module, self.name)  # type: ignore[no-any-return]
 
 
 class Activation(Forward):

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from accel import ops
 from accel.contracts.quantized_linear import quantize
-from accel.engine.modules.projection import Linear
-from accel.engine.spec import DecoderSpec
+from accel.engine.modules.projection import Linear, Stacked
+from accel.host import read
 from accel.refusal import Refusal
 
+# What there may be a copy of.
+Copied = Linear | Stacked
 # Columns that share a scale of 4 bits, at most and at least: fewer, and scales outweigh numbers.
 _MOST, _LEAST = 64, 16
 # Elements that are quantised at once, so that what is computed between lies in a cache.
@@ -30,7 +32,8 @@ class QuantizedWeights:
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
-        self._made: dict[Linear, tuple[Tensor, Tensor, int]] = {}
+        self.state = object()
+        self._made: dict[Copied, tuple[Tensor, Tensor, int]] = {}
 
     def __deepcopy__(self, memo: object) -> QuantizedWeights:
         return QuantizedWeights(self.bits)
@@ -47,18 +50,37 @@ class QuantizedWeights:
     def clear(self) -> None:
         """Drop them; the next rollout makes others."""
         self._made.clear()
+        self.state = object()  # others than before
 
     def product(
         self, linear: Linear, x: Tensor, act: str | None, out_dtype: torch.dtype | None
     ) -> Tensor:
         """``act(x @ copy.T + bias)``, rounded once."""
-        if linear not in self._made:
-            bits = _bits(linear, self.bits)
-            self._made[linear] = (*_quantized(linear.weight, bits), bits)
-        w, scales, bits = self._made[linear]
+        w, scales, bits = self._copy(linear)
         return ops.quantized_linear(
             x, w, scales, linear.bias, bits=bits, act=act, out_dtype=out_dtype
         )
+
+    def products(self, stacked: Stacked, x: Tensor, ends: Tensor, out_dtype: torch.dtype) -> Tensor:
+        """Of each expert's rows, which end where ``ends`` says, ``x @ copy.T`` by its own."""
+        numbers, factors, bits = self._copy(stacked)
+        w, scales = (part.unflatten(0, (len(ends), -1)) for part in (numbers, factors))
+        found = x.new_empty((len(x), w.shape[1]), dtype=out_dtype)
+        start = 0
+        for expert, end in enumerate(read(ends)):
+            if end > start:
+                found[start:end] = ops.quantized_linear(
+                    x[start:end], w[expert], scales[expert], bits=bits, out_dtype=out_dtype
+                )
+            start = end
+        return found
+
+    def _copy(self, weight: Copied) -> tuple[Tensor, Tensor, int]:
+        """(numbers, scales, bits)."""
+        if weight not in self._made:
+            bits = _bits(weight, self.bits)
+            self._made[weight] = (*_quantized(weight.weight, bits), bits)
+        return self._made[weight]
 
 
 def _group_size(columns: int, bits: int) -> int | None:
@@ -73,11 +95,8 @@ def _copied_bytes(shape: torch.Size, bits: int) -> int:
     return n * k * bits // 8 + 4 * n * (k // (_group_size(k, bits) or k))
 
 
-def reasons(spec: DecoderSpec, linears: Iterable[Linear], bits: int) -> Iterator[Refusal]:
+def reasons(linears: Iterable[Copied], bits: int) -> Iterator[Refusal]:
     """Why a model has no quantised copies."""
-    if spec.layer.experts is not None:
-        want, have = "a model without experts", "experts, whose weights have no quantised product"
-        yield Refusal("rollout_weights", want, have, "leave rollouts the parameters (None)")
     for linear in linears:
         columns = linear.weight.shape[-1]
         if _bits(linear, bits) == 4 and columns % 2:
@@ -86,7 +105,7 @@ def reasons(spec: DecoderSpec, linears: Iterable[Linear], bits: int) -> Iterator
             yield Refusal("rollout_weights", want, have, 'use rollout_weights="int8"')
 
 
-def note(linears: Iterable[Linear], kind: str, bits: int) -> str:
+def note(linears: Iterable[Copied], kind: str, bits: int) -> str:
     """What copies change, and what they take."""
     # Of a weight whose values are away the size is not known here.
     there = [(linear.weight.shape, _bits(linear, bits)) for linear in linears]
@@ -98,7 +117,7 @@ def note(linears: Iterable[Linear], kind: str, bits: int) -> str:
     )
 
 
-def _bits(linear: Linear, bits: int) -> int:
+def _bits(linear: Copied, bits: int) -> int:
     return max(bits, linear.least_bits or 0)
 
 

@@ -1,0 +1,98 @@
+"""Two processes that share a model generate until the last of their answers has ended, whoever ends
+first, and each gets what it would get alone."""
+
+from datetime import timedelta
+
+import adapters
+import models
+import pytest
+import torch
+import torch.distributed as dist
+from measures import seeded
+from test_exactness import same_bits
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import accel
+from accel.engine.cache import BUCKET
+from accel.errors import UnsupportedCapability
+
+EVERY_TOKEN = list(range(models.VOCAB))
+ROOM = 2 * 2 * 2 * 16 * 4 * BUCKET  # of a sequence: keys, values; layers, heads, fp32
+SAMPLED = {"do_sample": True, "seed": 1, "max_new_tokens": 9}
+
+
+def plain():
+    return models.llama(initializer_range=0.15)
+
+
+def adapted():
+    return adapters.with_peft(plain(), lora_dropout=0.0)
+
+
+# Who makes the model, how the engine is configured, and what each rank asks for: its rows first.
+CASES = {
+    "one ends at once": (
+        plain, {}, [(2, {"eos_token_id": EVERY_TOKEN, **SAMPLED}), (2, SAMPLED)]
+    ),
+    "the other does": (plain, {}, [(1, SAMPLED), (3, {"eos_token_id": EVERY_TOKEN, **SAMPLED})]),
+    "rows leave": (plain, {}, [(4, {"eos_token_id": EVERY_TOKEN[::7], **SAMPLED}),
+                               (4, {"eos_token_id": EVERY_TOKEN[::9], **SAMPLED})]),
+    "other lengths": (plain, {}, [(2, {**SAMPLED, "max_new_tokens": 2}), (2, SAMPLED)]),
+    "more waves": (plain, {"kv_cache_bytes": 2 * ROOM}, [(1, SAMPLED), (5, SAMPLED)]),
+    "checked": (plain, {"check_exact": True, "micro_batch_size": 1}, [(1, SAMPLED), (3, SAMPLED)]),
+    "aborted": (plain, {"check_exact": True}, [(2, {"abort": lambda: True, **SAMPLED}),
+                                               (2, SAMPLED)]),
+    "adapters": (adapted, {}, [(2, {**SAMPLED, "adapter": None}), (2, SAMPLED)]),
+    "fused": (adapted, {"exact": False, "fuse_lora": True},
+              [(2, {**SAMPLED, "max_new_tokens": 3}), (2, SAMPLED)]),
+    "int8": (plain, {"exact": False, "rollout_weights": "int8"},
+             [(2, {**SAMPLED, "max_new_tokens": 3}), (2, SAMPLED)]),
+}  # fmt: skip
+
+
+def rolled(model, case, rank):
+    _, config, asked = CASES[case]
+    rows, asked = asked[rank]
+    engine = accel.HybridEngine(model, config=config)
+    return engine.generate(seeded((rows, 7), seed=rank), return_logprobs=True, **asked)
+
+
+def sharded(make, mesh):
+    model = make()
+    inner = model if make is plain else model.base_model.model
+    for layer in inner.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(inner, mesh=mesh)
+    return model
+
+
+def work(rank, port, found):
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
+        timeout=timedelta(seconds=60),  # then whoever waits is told
+    )  # fmt: skip
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        made = {case: rolled(sharded(CASES[case][0], mesh), case, rank) for case in CASES}
+        engine = accel.HybridEngine(sharded(plain, mesh))
+        with pytest.raises(UnsupportedCapability, match=r"is sharded over processes.*whether"):
+            engine.generate(seeded((1, 4)), max_new_tokens=2, reuse_prefix=True)
+        torch.save(made, found / str(rank))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(in_two_processes):
+    return in_two_processes(work)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_gets_what_it_would_get_alone(found, case, rank):
+    made = torch.load(found / str(rank), weights_only=False)[case]
+    want = rolled(CASES[case][0](), case, rank)
+    assert torch.equal(made.sequences, want.sequences)
+    assert torch.equal(made.attention_mask, want.attention_mask)
+    assert same_bits(made.logprobs, want.logprobs)
