@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 import accel
@@ -22,3 +24,10 @@ def accel_backend() -> accel.Backend:
         probe=probe,
         accelerator="accel_cuda.accelerator:CudaAccelerator",
     )
+
+
+@accel.hookimpl
+def accel_op_builders() -> Sequence[type[accel.OpBuilder]]:
+    from accel_cuda.builders import LinearBuilder, TilingBuilder, TransformerBuilder
+
+    return [LinearBuilder, TilingBuilder, TransformerBuilder]

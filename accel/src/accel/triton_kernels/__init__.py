@@ -1,0 +1,22 @@
+"""Portable Triton kernels, shared by every device that Triton compiles for.
+
+A kernel's module holds its ``@triton.jit`` functions and a launch function that takes a
+:class:`~accel.triton_kernels.tuning.Tuning` and then the arguments of the op's schema. These
+modules import triton and are imported by nobody but :mod:`accel.triton_kernels.builders`, when a
+kernel is loaded; importing this package imports no triton.
+
+builders.py      the builders that backends subclass        tuning.py   what a backend says of speed
+launching.py     from tensors to a launch                   product.py  sums over K, in one order
+activation.py    activations                                others      one op or a few of a kind
+
+What every kernel keeps: fp16 and bf16 are widened to fp32 and never computed in; an fp32 product is
+one of fp32 ("ieee", no TF32); a row is summed in one order, whatever stands beside it and however
+the work is cut; no sum is split over programs, nothing is added atomically; addresses are int64.
+"""
+
+from __future__ import annotations
+
+# op -> the module here and the launch function in it. A new op is one line.
+KERNELS = {
+    "linear": "linear:linear",
+}

@@ -1,0 +1,80 @@
+"""The builders that backends subclass to have the Triton kernels on their device::
+
+    class LinearBuilder(TritonLinearBuilder):
+        device_type = "mychip"
+        impls = triton_impls("accel_mychip", "LinearBuilder")
+
+        def tuning(self):
+            return MYCHIP
+
+triton itself is imported when a kernel is loaded, not before.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from accel.contracts import CONTRACTS
+from accel.op_builder import Impl, OpBuilder, Request
+from accel.refusal import Refusal
+from accel.triton_kernels import KERNELS
+from accel.triton_kernels.tuning import Tuning
+
+_COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+
+def triton_impls(package: str, family: str, priority: int = 100) -> tuple[Impl, ...]:
+    """``package.triton`` for every op of a family that has a kernel here."""
+    return tuple(
+        Impl(op, f"{package}.triton", _COMPUTED, priority, shape_invariant=True)
+        for op in KERNELS
+        if CONTRACTS[op].family == family
+    )
+
+
+class TritonBuilder(OpBuilder):
+    """What the three families share. Implementations whose id does not end in ``.triton`` are the
+    subclass's own: it overrides :meth:`reasons` and :meth:`load` for them."""
+
+    def tuning(self) -> Tuning:
+        """Of the current device; asked when a kernel is loaded."""
+        raise NotImplementedError(f"{type(self).__name__} has no tuning")
+
+    def compiler_refusals(self) -> list[Refusal]:
+        """Why Triton cannot compile for the device; empty if it can."""
+        found = importlib.util.find_spec("triton")
+        if found is None or found.origin is None:
+            have, remedy = "none installed", "install the triton that torch asks for"
+            return [Refusal("triton", "Triton", have, remedy)]
+        return []
+
+    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
+        out = request.options.get("out_dtype")
+        if out is not None and out not in _COMPUTED:
+            have = str(out).removeprefix("torch.")
+            want = "float32, bfloat16 or float16"
+            return [Refusal("out_dtype", want, have, "cast the result, or let eager torch serve")]
+        return self.compiler_refusals()
+
+    def load(self, impl: Impl) -> Callable[..., Any]:
+        module, _, name = KERNELS[impl.op].partition(":")
+        function = getattr(import_module(f"accel.triton_kernels.{module}"), name)
+        return partial(function, self.tuning())
+
+
+class TritonLinearBuilder(TritonBuilder):
+    """Products with a weight."""
+
+
+class TritonTransformerBuilder(TritonBuilder):
+    """What goes row by row, attention, and the layer made of them."""
+
+
+class TritonTilingBuilder(TritonBuilder):
+    """Products over tiles."""
