@@ -13,7 +13,7 @@ triton itself is imported when a kernel is loaded, not before.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from accel.contracts import CONTRACTS
-from accel.op_builder import Impl, OpBuilder, Request
+from accel.op_builder import Impl, Kernel, OpBuilder, Request
 from accel.refusal import Refusal
-from accel.triton_kernels import KERNELS
+from accel.triton_kernels import BACKWARDS, FORWARDS, KERNELS
 from accel.triton_kernels.tuning import Tuning
 
 _COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -36,6 +36,20 @@ def triton_impls(package: str, family: str, priority: int = 100) -> tuple[Impl, 
         for op in KERNELS
         if CONTRACTS[op].family == family
     )
+
+
+def kernel(op: str, tuning: Tuning) -> Kernel:
+    """An op's launch function, and those of its gradient, with the tuning."""
+    run = _found(KERNELS, op, tuning)
+    assert run is not None
+    return Kernel(run, forward=_found(FORWARDS, op, tuning), backward=_found(BACKWARDS, op, tuning))
+
+
+def _found(table: Mapping[str, str], op: str, tuning: Tuning) -> Callable[..., Any] | None:
+    if op not in table:
+        return None
+    module, _, name = table[op].partition(":")
+    return partial(getattr(import_module(f"accel.triton_kernels.{module}"), name), tuning)
 
 
 class TritonBuilder(OpBuilder):
@@ -63,9 +77,7 @@ class TritonBuilder(OpBuilder):
         return self.compiler_refusals()
 
     def load(self, impl: Impl) -> Callable[..., Any]:
-        module, _, name = KERNELS[impl.op].partition(":")
-        function = getattr(import_module(f"accel.triton_kernels.{module}"), name)
-        return partial(function, self.tuning())
+        return kernel(impl.op, self.tuning())
 
 
 class TritonLinearBuilder(TritonBuilder):
