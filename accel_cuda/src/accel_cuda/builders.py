@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from accel import Impl, Refusal, Request
+from accel.torch_impls import sdpa
 from accel.triton_kernels.builders import (
     TritonBuilder,
     TritonLinearBuilder,
@@ -54,9 +55,21 @@ class LinearBuilder(_Triton, TritonLinearBuilder):
 
 
 class TransformerBuilder(_Triton, TritonTransformerBuilder):
-    """``accel_cuda.triton`` for what has a kernel."""
+    """``accel_cuda.triton`` takes a query's keys in one order, counted from its span's first;
+    ``accel_cuda.sdpa`` is torch's attention, which chooses its kernel by the shape."""
 
-    impls = triton_impls("accel_cuda", "TransformerBuilder")
+    impls = (
+        *triton_impls("accel_cuda", "TransformerBuilder"),
+        Impl("attention", "accel_cuda.sdpa", _FLOATS, priority=50),
+    )
+
+    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
+        if impl.id == "accel_cuda.sdpa":
+            return sdpa.reasons(request)
+        return super().reasons(impl, request)
+
+    def load(self, impl: Impl) -> Callable[..., Any]:
+        return sdpa.KERNEL if impl.id == "accel_cuda.sdpa" else super().load(impl)
 
 
 class TilingBuilder(_Triton, TritonTilingBuilder):

@@ -17,10 +17,8 @@ from accel.triton_kernels import attention_backward as back
 from accel.triton_kernels import attention_forward as forth
 from accel.triton_kernels import launching
 from accel.triton_kernels.elementwise import least_of, survivor_of
-from accel.triton_kernels.rows import aligned, launch, power_of_two
+from accel.triton_kernels.rows import Gradients, aligned, launch, power_of_two
 from accel.triton_kernels.tuning import Tuning
-
-Gradients = tuple[Tensor | None, ...]
 
 ROWS = 16  # of a tile, whatever there is: see product.py
 SPLIT = 256  # keys

@@ -18,6 +18,7 @@ from accel.triton_kernels.activation import activate
 from accel.triton_kernels.curves import slope
 from accel.triton_kernels.random import kept
 from accel.triton_kernels.rows import (
+    Gradients,
     block_of,
     launch,
     optional,
@@ -26,7 +27,6 @@ from accel.triton_kernels.rows import (
 )
 from accel.triton_kernels.tuning import Tuning
 
-Gradients = tuple[Tensor | None, ...]
 BLOCK = 1024
 
 

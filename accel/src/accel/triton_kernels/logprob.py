@@ -16,10 +16,8 @@ from accel.contracts.vocabulary import TILE_BYTES
 from accel.contracts.vocabulary import blocks as blocks_of
 from accel.triton_kernels import launching, logprob_rows
 from accel.triton_kernels.linear import linear
-from accel.triton_kernels.rows import launch, parts_of, rows_of
+from accel.triton_kernels.rows import Gradients, launch, parts_of, rows_of
 from accel.triton_kernels.tuning import Tuning
-
-Gradients = tuple[Tensor | None, ...]
 
 BLOCK = 4096  # of the vocabulary, that a row adds at once: part of the definition of its sums
 WARPS = 8
@@ -61,7 +59,8 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     launching.require_one_device(x, ids, w, b)
     adjust = _Adjustment(scale, softcap, temperature)
-    found = tuple(x.new_empty(ids.shape, dtype=torch.float32) for _ in range(3))
+    chosen, entropy, log_sum = (x.new_empty(ids.shape, dtype=torch.float32) for _ in range(3))
+    found = chosen, entropy, log_sum
     if not ids.numel():
         return found
     flat = [t.view(-1) for t in found]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from accel.triton_kernels import launching
 from accel.triton_kernels.rows import (
+    Gradients,
     block_of,
     launch,
     optional,
@@ -20,8 +21,6 @@ from accel.triton_kernels.rows import (
     warps_of,
 )
 from accel.triton_kernels.tuning import Tuning
-
-Gradients = tuple[Tensor | None, ...]
 
 # A gradient holds a row at once, to add it to its share of the weight's.
 LONGEST_GRADIENT = 16384

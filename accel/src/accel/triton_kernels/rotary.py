@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from accel.triton_kernels import launching
-from accel.triton_kernels.rows import launch, power_of_two
+from accel.triton_kernels.rows import Gradients, launch, power_of_two
 from accel.triton_kernels.tuning import Tuning
 
 HEADS = 4
@@ -56,7 +56,7 @@ def rotary_gradient(
     cos: Tensor,
     sin: Tensor,
     interleaved: bool,
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:
     """Turned back by the same angles."""
     if needs[1] or needs[2]:
         return NotImplemented

@@ -16,6 +16,9 @@ from torch import Tensor
 from accel.triton_kernels import launching
 from accel.triton_kernels.tuning import Tile
 
+# One or None for each argument; or NotImplemented, and the contract's serves.
+Gradients = Any
+
 ALIGNED = 16  # bytes
 
 PARTS = 128  # in how many parts at most a sum over rows is made

@@ -11,10 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from accel.triton_kernels import launching
-from accel.triton_kernels.rows import aligned, block_of, launch, rows_of, warps_of
+from accel.triton_kernels.rows import Gradients, aligned, block_of, launch, rows_of, warps_of
 from accel.triton_kernels.tuning import Tuning
-
-Gradients = tuple[Tensor | None, ...]
 
 
 @triton.jit
