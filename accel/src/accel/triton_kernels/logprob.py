@@ -16,10 +16,10 @@ from accel.contracts.vocabulary import TILE_BYTES
 from accel.contracts.vocabulary import blocks as blocks_of
 from accel.triton_kernels import launching, logprob_rows
 from accel.triton_kernels.linear import linear
-from accel.triton_kernels.rows import Gradients, launch, parts_of, rows_of
+from accel.triton_kernels.rows import Gradients, launch, parts_of, power_of_two, rows_of
 from accel.triton_kernels.tuning import Tuning
 
-BLOCK = 4096  # of the vocabulary, that a row adds at once: part of the definition of its sums
+BLOCK = 2048  # of the vocabulary, a segment: part of the definition of a row's sums
 WARPS = 8
 
 
@@ -66,20 +66,51 @@ def _run(
     flat = [t.view(-1) for t in found]
     rows, at = rows_of(x), ids.reshape(-1).contiguous()
     if w is None:
-        _fold(adjust, rows, at, flat, None, slice(0, rows.shape[1]), rows.shape[1])
+        state = _State.of(rows, rows.shape[1])
+        state.fold(adjust, rows, at, 0)
+        state.merge(at, flat)
         return found
     for some in blocks_of(len(rows)):
-        state = [torch.empty_like(flat[0][some]) for _ in range(4)]
-        into = [t[some] for t in flat]
-        for columns in _tiles(some.stop - some.start, len(w)):
+        state = _State.of(rows[some], len(w))
+        for columns in _tiles(len(rows[some]), len(w)):
             z = _logits(tuning, rows[some], w, b, columns)
-            _fold(adjust, z, at[some], into, state, columns, len(w))
+            state.fold(adjust, z, at[some], columns.start)
+        state.merge(at[some], [t[some] for t in flat])
     return found
 
 
+@dataclass(frozen=True)
+class _State:
+    """What rows have of each segment of ``width`` logits."""
+
+    width: int
+    tensors: tuple[Tensor, ...]  # tops, totals, moments, chosens, [M, segments] in fp32
+
+    @classmethod
+    def of(cls, rows: Tensor, width: int) -> _State:
+        shape = (len(rows), max(triton.cdiv(width, BLOCK), 1))
+        return cls(width, tuple(rows.new_empty(shape, dtype=torch.float32) for _ in range(4)))
+
+    def fold(self, adjust: _Adjustment, z: Tensor, ids: Tensor, first: int) -> None:
+        """Those of logits ``z``, of which the first is ``first`` of the vocabulary."""
+        rows, columns = z.shape
+        launch(
+            logprob_rows.fold, (rows, max(triton.cdiv(columns, BLOCK), 1)), WARPS,
+            z, ids, *self.tensors, columns, first, self.tensors[0].shape[1], *adjust.numbers,
+            **adjust.constants,
+        )  # fmt: skip
+
+    def merge(self, ids: Tensor, found: Sequence[Tensor]) -> None:
+        segments = self.tensors[0].shape[1]
+        launch(
+            logprob_rows.merge, (len(ids),), 1, ids, *self.tensors, *found, self.width, segments,
+            BLOCK=BLOCK, SEGMENTS=power_of_two(segments),
+        )  # fmt: skip
+
+
 def _tiles(rows: int, width: int) -> Iterator[slice]:
-    """Slices of whole blocks of the vocabulary, whose fp32 logits of ``rows`` fill
-    :data:`TILE_BYTES`, or one block; one for no vocabulary."""
+    """Slices of whole segments of the vocabulary, whose fp32 logits of ``rows`` fill
+    :data:`TILE_BYTES`, or one segment; one for no vocabulary."""
     step = max(TILE_BYTES // (4 * rows) // BLOCK, 1) * BLOCK
     for start in range(0, max(width, 1), step):
         yield slice(start, min(start + step, width))
@@ -88,19 +119,6 @@ def _tiles(rows: int, width: int) -> Iterator[slice]:
 def _logits(tuning: Tuning, x: Tensor, w: Tensor, b: Tensor | None, columns: slice) -> Tensor:
     bias = None if b is None else b[columns]
     return linear(tuning, x, w[columns], bias, None, torch.float32)
-
-
-def _fold(
-    adjust: _Adjustment, z: Tensor, ids: Tensor, found: Sequence[Tensor],
-    state: Sequence[Tensor] | None, columns: slice, width: int,
-) -> None:  # fmt: skip
-    """Add ``columns`` of ``width`` logits to what their rows have, in ``state`` and in the end in
-    ``found``."""
-    launch(
-        logprob_rows.fold, (len(z),), WARPS,
-        z, ids, *found, *(state or (None,) * 4), z.shape[1], columns.start, *adjust.numbers,
-        **adjust.constants, BEGINS=columns.start == 0, ENDS=columns.stop == width,
-    )  # fmt: skip
 
 
 def _backward(

@@ -1,7 +1,7 @@
-"""logprob's kernels: rows of logits, a block of the vocabulary after another.
+"""logprob's kernels: rows of logits, a segment of the vocabulary a program.
 
-What a row has so far are four numbers, which it may be left with anywhere between two blocks: so
-logits that are made a tile at a time give the bits of those that are there all at once.
+Segments are counted from the first of the vocabulary, and what a row has of each is kept until they
+are merged: so logits that are made a tile at a time give the bits of those that are there at once.
 """
 
 from __future__ import annotations
@@ -20,59 +20,62 @@ def _adjusted(z, scale, softcap, temperature, CAPPED: tl.constexpr):
     return tl.div_rn(z, temperature)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segments"])
 def fold(
-    z, ids, logprob, entropy, log_sum, tops, totals, moments, chosens, columns, first, scale,
-    softcap, temperature, CAPPED: tl.constexpr, BEGINS: tl.constexpr, ENDS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    z, ids, tops, totals, moments, chosens, columns, first, segments, scale, softcap, temperature,
+    CAPPED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row's logits z [M, columns], those from ``first`` on of all, after those before.
+    """Of a row's logits z [M, columns], those from ``first`` on of all, a segment of BLOCK.
 
-    With d a logit less the largest so far: sums of e^d and of -d e^d, whose addends have one sign,
-    so that nothing cancels.
+    With d a logit less the segment's largest: sums of e^d and of -d e^d, whose addends have one
+    sign, so that nothing cancels; and the logit of the id, if it is there.
     """
     row = tl.program_id(0).to(tl.int64)
-    id = tl.load(ids + row) - first
-    if BEGINS:
-        top = float("-inf")
-        total = 0.0
-        moment = 0.0
-        chosen = float("nan")  # of an id out of range, where a host would have raised
-    else:
-        top = tl.load(tops + row)
-        total = tl.load(totals + row)
-        moment = tl.load(moments + row)
-        chosen = tl.load(chosens + row)
-    for start in range(0, columns, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        inside = column < columns
-        value = tl.load(z + row * columns + column, mask=inside, other=0.0).to(tl.float32)
-        value = _adjusted(value, scale, softcap, temperature, CAPPED)
-        value = tl.where(inside, value, float("-inf"))
-        here = tl.sum(tl.where(column == id, value, 0.0))
-        chosen = tl.where((id >= start) & (id < start + BLOCK) & (id < columns), here, chosen)
-        higher = tl.maximum(top, tl.max(value))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        down = base - top
-        shrink = tl.exp(-down)
-        d = value - base
-        p = tl.exp(d)
-        # Sums so far are moved to the new largest; of nothing they are 0, and 0 times inf is NaN.
-        moved = tl.where(total == 0.0, 0.0, down)
-        moment = (moment + moved * total) * shrink - tl.sum(tl.where(p == 0.0, 0.0, p * d))
-        total = total * shrink + tl.sum(p)
-        top = higher
-    if ENDS:
-        log_total = tl.log(total)
-        tl.store(logprob + row, chosen - top - log_total)
-        tl.store(entropy + row, log_total + tl.div_rn(moment, total))
-        if log_sum is not None:
-            tl.store(log_sum + row, top + log_total)
-    else:
-        tl.store(tops + row, top)
-        tl.store(totals + row, total)
-        tl.store(moments + row, moment)
-        tl.store(chosens + row, chosen)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    value = tl.load(z + row * columns + column, mask=inside, other=0.0).to(tl.float32)
+    value = _adjusted(value, scale, softcap, temperature, CAPPED)
+    value = tl.where(inside, value, float("-inf"))
+    chosen = tl.sum(tl.where(column + first == tl.load(ids + row), value, 0.0))
+    top = tl.max(value)
+    # Where every logit is -inf any finite number serves; -inf itself would make them NaN.
+    d = value - tl.where(top == float("-inf"), 0.0, top)
+    p = tl.exp(d)
+    at = row * segments + first // BLOCK + tl.program_id(1)
+    tl.store(tops + at, top)
+    tl.store(totals + at, tl.sum(p))
+    tl.store(moments + at, -tl.sum(tl.where(p == 0.0, 0.0, p * d)))
+    tl.store(chosens + at, chosen)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def merge(
+    ids, tops, totals, moments, chosens, logprob, entropy, log_sum, width, segments,
+    BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
+):  # fmt: skip
+    """A row's results of what :func:`fold` has of its segments."""
+    row = tl.program_id(0).to(tl.int64)
+    segment = tl.arange(0, SEGMENTS)
+    inside = segment < segments
+    at = row * segments + segment
+    top = tl.load(tops + at, mask=inside, other=float("-inf"))
+    total = tl.load(totals + at, mask=inside, other=0.0)
+    moment = tl.load(moments + at, mask=inside, other=0.0)
+    highest = tl.max(top)
+    down = tl.where(highest == float("-inf"), 0.0, highest) - top
+    shrink = tl.exp(-down)
+    # Of nothing a sum is 0, and 0 times inf is NaN.
+    moment = (moment + tl.where(total == 0.0, 0.0, down) * total) * shrink
+    whole = tl.sum(total * shrink)
+    log_whole = tl.log(whole)
+    id = tl.load(ids + row)
+    held = tl.load(chosens + at, mask=inside, other=0.0)
+    chosen = tl.sum(tl.where(segment == id // BLOCK, held, 0.0))
+    # An id out of range has NaN, where a host would have raised.
+    chosen = tl.where((id >= 0) & (id < width), chosen, float("nan"))
+    tl.store(logprob + row, chosen - highest - log_whole)
+    tl.store(entropy + row, log_whole + tl.div_rn(tl.sum(moment), whole))
+    tl.store(log_sum + row, highest + log_whole)
 
 
 @triton.jit(do_not_specialize=["rows", "each"])
