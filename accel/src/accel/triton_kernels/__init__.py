@@ -19,4 +19,20 @@ from __future__ import annotations
 # op -> the module here and the launch function in it. A new op is one line.
 KERNELS = {
     "linear": "linear:linear",
+    "gated_linear": "gated_linear:gated_linear",
+    "lora_linear": "lora_linear:lora_linear",
+    "quantized_linear": "quantized_linear:quantized_linear",
+    "norm_linear": "norm_linear:norm_linear",
+    "grouped_linear": "grouped_linear:grouped_linear",
+    "tiled_linear": "tiled_linear:tiled_linear",
+}
+
+# What some can do beside being called, as accel.Kernel has it: gradients of the arguments alone,
+# and writing the result to a place.
+BACKWARD = {
+    "linear": "gradients:linear",
+    "gated_linear": "gradients:gated_linear",
+}
+INTO = {
+    "tiled_linear": "tiled_linear:tiled_linear_into",
 }

@@ -13,7 +13,7 @@ triton itself is imported when a kernel is loaded, not before.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from accel.contracts import CONTRACTS
-from accel.op_builder import Impl, OpBuilder, Request
+from accel.op_builder import Impl, Kernel, OpBuilder, Request
 from accel.refusal import Refusal
-from accel.triton_kernels import KERNELS
+from accel.triton_kernels import BACKWARD, INTO, KERNELS
 from accel.triton_kernels.tuning import Tuning
 
 _COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -63,9 +63,18 @@ class TritonBuilder(OpBuilder):
         return self.compiler_refusals()
 
     def load(self, impl: Impl) -> Callable[..., Any]:
-        module, _, name = KERNELS[impl.op].partition(":")
-        function = getattr(import_module(f"accel.triton_kernels.{module}"), name)
-        return partial(function, self.tuning())
+        tuning = self.tuning()
+        run, backward, into = (_found(t, impl.op, tuning) for t in (KERNELS, BACKWARD, INTO))
+        assert run is not None
+        return Kernel(run, backward=backward, into=into)
+
+
+def _found(table: Mapping[str, str], op: str, tuning: Tuning) -> Callable[..., Any] | None:
+    """What a table names for an op, with the tuning for its first argument."""
+    if op not in table:
+        return None
+    module, _, name = table[op].partition(":")
+    return partial(getattr(import_module(f"accel.triton_kernels.{module}"), name), tuning)
 
 
 class TritonLinearBuilder(TritonBuilder):
