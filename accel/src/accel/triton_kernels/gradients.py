@@ -23,7 +23,7 @@ def linear(
 ) -> Gradients:  # fmt: skip
     """Of x ``[..., K]``, w ``[N, K]`` and b; NotImplemented where the contract's does the same."""
     if act is None:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     z = _linear(tuning, x, w, b, None, torch.float32)
     grad = slope_times(grad.to(z.dtype), z, act)
     return tuple(LINEAR.backward(grad, needs, x, w, b, None, None))

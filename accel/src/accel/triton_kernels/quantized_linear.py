@@ -34,7 +34,7 @@ from accel.triton_kernels.tuning import Tuning
 def load_numbers(
     w, cols, n, k, k_size, w_row, w_k, BITS: tl.constexpr, N: tl.constexpr, K: tl.constexpr
 ):  # fmt: skip
-    """Whole numbers [K, N] in fp32: columns ``k`` to ``k + K`` of rows ``cols`` of a weight. Outside
+    """Whole numbers [K, N] in fp32: columns ``k`` to ``k + K`` of rows ``cols`` of a weight. Beyond
     it they are any: x is 0 there, or the result is not written."""
     if BITS == 8:
         ks = k + tl.arange(0, K)
