@@ -40,13 +40,16 @@ def judge(found):
 
 
 def test_every_kernel_compiles(tmp_path):
-    found = compiled("few", ["sm_90"], ["float32", "bfloat16"], tmp_path)
+    """Its first sample, for Hopper, whose compiler has two kinds of products to choose from."""
+    found = compiled("few", ["sm_90"], ["bfloat16"], tmp_path)
     judge(found)
-    assert any(made["products"] for made in found if made["dtype"] == "bfloat16")
-    assert not any(made["products"] for made in found if made["dtype"] == "float32")
+    assert any(made["products"] for made in found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", SHARED)
 def test_every_kernel_compiles_for(architecture, tmp_path):
-    judge(compiled("all", [architecture], ["float32", "bfloat16", "float16"], tmp_path))
+    found = compiled("all", [architecture], ["float32", "bfloat16", "float16"], tmp_path)
+    judge(found)
+    if architecture.startswith("sm_"):
+        assert not any(made["products"] for made in found if made["dtype"] == "float32")

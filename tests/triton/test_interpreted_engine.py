@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("triton", reason="the kernels need triton, which compiles for GPUs alone")
 
+from engine import models
 from interpreter import backend
 
 import accel
 from accel import testing
-from engine import models
 
 
 def test_what_generate_says_of_a_token_is_what_logprobs_says():

@@ -67,5 +67,5 @@ def test_a_span_beyond_the_keys_is_nan_where_it_cannot_be_read(monkeypatch):
 
 def test_a_head_too_large_is_refused_by_name():
     q, k, v = (t.repeat(1, 1, 40) for t in drawn(torch.float32))
-    with pytest.raises(OpArgumentError, match="may have 512.*attention=torch"):
+    with pytest.raises(OpArgumentError, match=r"may have 512.*attention=torch"):
         attended(q[:1], k, v, (0, 1, 0, 1))

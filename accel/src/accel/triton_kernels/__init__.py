@@ -21,6 +21,12 @@ from __future__ import annotations
 # op -> the module here and the launch function in it. A new op is one line.
 KERNELS = {
     "linear": "linear:linear",
+    "gated_linear": "gated_linear:gated_linear",
+    "lora_linear": "lora_linear:lora_linear",
+    "quantized_linear": "quantized_linear:quantized_linear",
+    "norm_linear": "norm_linear:norm_linear",
+    "grouped_linear": "grouped_linear:grouped_linear",
+    "tiled_linear": "tiled_linear:tiled_linear",
     "rms_norm": "norm:rms_norm",
     "layer_norm": "norm:layer_norm",
     "add_norm": "norm:add_norm",
@@ -36,6 +42,8 @@ KERNELS = {
 
 # op -> its gradient, of those that are made of the arguments alone: ``accel.Kernel.backward``
 BACKWARDS = {
+    "linear": "gradients:linear",
+    "gated_linear": "gradients:gated_linear",
     "rms_norm": "norm:rms_norm_gradient",
     "layer_norm": "norm:layer_norm_gradient",
     "add_norm": "norm:add_norm_gradient",
@@ -50,4 +58,9 @@ FORWARDS = {
     "softmax": "softmax:forward",
     "attention": "attention:forward",
     "logprob": "logprob:forward",
+}
+
+# op -> the launch function that writes its result to a place: ``accel.Kernel.into``
+INTO = {
+    "tiled_linear": "tiled_linear:tiled_linear_into",
 }

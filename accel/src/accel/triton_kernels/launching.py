@@ -48,6 +48,11 @@ def as_rows(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
+def step_of(vector: Tensor | None) -> int:
+    """The stride of a vector that may be left out."""
+    return 0 if vector is None else vector.stride(0)
+
+
 def grid(tile: Tile, m: int, n: int) -> tuple[int, int]:
     """The programs of a product ``[m, n]``: rows vary fastest, as they share the weight's tile."""
     return -(-m // (16 * tile.blocks)), -(-n // tile.columns)

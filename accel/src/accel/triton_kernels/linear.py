@@ -34,7 +34,7 @@ def linear_kernel(
     for i in tl.static_range(BLOCKS):
         rows = row + i * ROWS + tl.arange(0, ROWS)
         z = activate(add_columns(sums[i], b, cols, n, b_step), ACT)
-        store_rows(y, z, rows, m, cols, n)
+        store_rows(y, z, rows, m, cols, n, n, 1)
 
 
 def linear(
@@ -52,7 +52,7 @@ def linear(
             linear_kernel,
             launching.grid(tile, m, n),
             tile,
-            rows, w, b, y, m, n, k, *rows.stride(), *w.stride(), 0 if b is None else b.stride(0),
+            rows, w, b, y, m, n, k, *rows.stride(), *w.stride(), launching.step_of(b),
             ACT=act, BLOCKS=tile.blocks, N=tile.columns, K=CHUNK[x.dtype],
         )  # fmt: skip
     return y

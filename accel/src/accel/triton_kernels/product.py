@@ -83,8 +83,8 @@ def add_columns(z, b, cols, n, b_step):
 
 
 @triton.jit
-def store_rows(y, z, rows, m, cols, n):
-    """Write ``z`` [ROWS, N] into y [m, n], contiguous, rounded to its dtype."""
-    places = rows.to(tl.int64)[:, None] * n + cols[None, :]
+def store_rows(y, z, rows, m, cols, n, y_row, y_step):
+    """Write ``z`` [ROWS, N] into y [m, n], with these strides, rounded to its dtype."""
+    places = rows.to(tl.int64)[:, None] * y_row + cols.to(tl.int64)[None, :] * y_step
     mask = (rows < m)[:, None] & (cols < n)[None, :]
     tl.store(y + places, z.to(y.dtype.element_ty), mask=mask)
