@@ -12,15 +12,14 @@ from accel.triton_kernels.builders import PACKAGE
 
 @dataclass(frozen=True)
 class Fault:
-    """``right`` stands once in ``module`` and is replaced by ``wrong``; conformance must see it in
-    the results of ``op``, or where ``rows`` says so in rows beside others."""
+    """``right`` stands once in ``module`` and is replaced by ``wrong``; ``case``, as
+    ``"area/op/sample"``, is one of conformance's that must see it."""
 
     name: str
-    op: str
+    case: str
     module: str
     right: str
     wrong: str
-    rows: bool = False
 
 
 @contextmanager
