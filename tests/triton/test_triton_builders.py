@@ -39,13 +39,13 @@ def test_a_builder_is_well_formed_and_offers_the_kernels_of_its_family(name):
     assert all(impl.shape_invariant for impl in builder.impls if impl.id.endswith(".triton"))
 
 
-@pytest.mark.parametrize("package", ["accel_cuda", "accel_xpu"])
-def test_neither_plugin_nor_builders_import_triton(package, fresh):
-    fresh(f"""
-        import sys, {package}.plugin, {package}.builders
-        {package}.plugin.accel_op_builders()
+def test_neither_plugins_nor_builders_import_triton(fresh):
+    fresh("""
+        import sys
+        import accel_cuda.plugin, accel_xpu.plugin
+        accel_cuda.plugin.accel_op_builders(), accel_xpu.plugin.accel_op_builders()
+        assert "accel_cuda.builders" in sys.modules
         assert not [name for name in sys.modules if name.partition(".")[0] == "triton"]
-        assert not __import__("torch").cuda.is_initialized()
     """)
 
 

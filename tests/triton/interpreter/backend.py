@@ -9,6 +9,7 @@ from triton.runtime.jit import JITFunction
 from accel import host, testing
 from accel.triton_kernels import KERNELS
 from accel.triton_kernels.builders import (
+    PACKAGE,
     TritonLinearBuilder,
     TritonTilingBuilder,
     TritonTransformerBuilder,
@@ -30,29 +31,26 @@ class _Interpreted:
 
     def load(self, impl):
         with shim.decorating():
-            module = import_module(f"accel.triton_kernels.{KERNELS[impl.op].partition(':')[0]}")
+            module = import_module(f"{self.kernels}.{KERNELS[impl.op].partition(':')[0]}")
             compiled = [n for n, value in vars(module).items() if isinstance(value, JITFunction)]
             assert not compiled, f"decorated to be compiled in this process: {compiled}"
             return super().load(impl)
 
 
-class LinearBuilder(_Interpreted, TritonLinearBuilder):
-    impls = triton_impls("interpreted", "LinearBuilder")
-
-
-class TransformerBuilder(_Interpreted, TritonTransformerBuilder):
-    impls = triton_impls("interpreted", "TransformerBuilder")
-
-
-class TilingBuilder(_Interpreted, TritonTilingBuilder):
-    impls = triton_impls("interpreted", "TilingBuilder")
-
-
-def plugin():
-    """To be handed to conformance, or to ``accel.testing.installed``."""
+def plugin(name="interpreted", kernels=PACKAGE):
+    """To be handed to conformance, or to ``accel.testing.installed``. ``kernels`` is the package
+    that they are in: their own, or a copy of it."""
+    families = {
+        "LinearBuilder": TritonLinearBuilder,
+        "TransformerBuilder": TritonTransformerBuilder,
+        "TilingBuilder": TritonTilingBuilder,
+    }
+    builders = [
+        type(
+            family, (_Interpreted, base), {"impls": triton_impls(name, family), "kernels": kernels}
+        )
+        for family, base in families.items()
+    ]
     return testing.fake_backend(
-        "interpreted",
-        rank=-1,
-        builders=[LinearBuilder, TransformerBuilder, TilingBuilder],
-        accelerator="accel_cpu.accelerator:CpuAccelerator",
+        name, rank=-1, builders=builders, accelerator="accel_cpu.accelerator:CpuAccelerator"
     )

@@ -27,12 +27,13 @@ KERNELS = {
     "tiled_linear": "tiled_linear:tiled_linear",
 }
 
-# What some can do beside being called, as accel.Kernel has it: gradients of the arguments alone,
-# and writing the result to a place.
-BACKWARD = {
+# op -> its gradient, of those that are made of the arguments alone: ``accel.Kernel.backward``
+BACKWARDS = {
     "linear": "gradients:linear",
     "gated_linear": "gradients:gated_linear",
 }
+
+# op -> the launch function that writes its result to a place: ``accel.Kernel.into``
 INTO = {
     "tiled_linear": "tiled_linear:tiled_linear_into",
 }

@@ -23,9 +23,10 @@ import torch
 from accel.contracts import CONTRACTS
 from accel.op_builder import Impl, Kernel, OpBuilder, Request
 from accel.refusal import Refusal
-from accel.triton_kernels import BACKWARD, INTO, KERNELS
+from accel.triton_kernels import BACKWARDS, INTO, KERNELS
 from accel.triton_kernels.tuning import Tuning
 
+PACKAGE = "accel.triton_kernels"
 _COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -38,9 +39,30 @@ def triton_impls(package: str, family: str, priority: int = 100) -> tuple[Impl, 
     )
 
 
+def kernel(op: str, tuning: Tuning, package: str = PACKAGE) -> Kernel:
+    """An op's launch function, and what else it can do, with the tuning."""
+    run, backward, into = (
+        _found(table, op, tuning, package) for table in (KERNELS, BACKWARDS, INTO)
+    )
+    assert run is not None
+    return Kernel(run, backward=backward, into=into)
+
+
+def _found(
+    table: Mapping[str, str], op: str, tuning: Tuning, package: str
+) -> Callable[..., Any] | None:
+    if op not in table:
+        return None
+    module, _, name = table[op].partition(":")
+    return partial(getattr(import_module(f"{package}.{module}"), name), tuning)
+
+
 class TritonBuilder(OpBuilder):
     """What the three families share. Implementations whose id does not end in ``.triton`` are the
-    subclass's own: it overrides :meth:`reasons` and :meth:`load` for them."""
+    subclass's own: it overrides :meth:`reasons` and :meth:`load` for them. ``kernels`` is the
+    package whose modules hold the kernels."""
+
+    kernels = PACKAGE
 
     def tuning(self) -> Tuning:
         """Of the current device; asked when a kernel is loaded."""
@@ -63,18 +85,7 @@ class TritonBuilder(OpBuilder):
         return self.compiler_refusals()
 
     def load(self, impl: Impl) -> Callable[..., Any]:
-        tuning = self.tuning()
-        run, backward, into = (_found(t, impl.op, tuning) for t in (KERNELS, BACKWARD, INTO))
-        assert run is not None
-        return Kernel(run, backward=backward, into=into)
-
-
-def _found(table: Mapping[str, str], op: str, tuning: Tuning) -> Callable[..., Any] | None:
-    """What a table names for an op, with the tuning for its first argument."""
-    if op not in table:
-        return None
-    module, _, name = table[op].partition(":")
-    return partial(getattr(import_module(f"accel.triton_kernels.{module}"), name), tuning)
+        return kernel(impl.op, self.tuning(), self.kernels)
 
 
 class TritonLinearBuilder(TritonBuilder):

@@ -74,7 +74,7 @@ def grouped_linear(
     out_dtype: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
     """``[M, N]`` of x ``[M, K]``, w ``[E, N, K]`` and ends ``[E]``. IndexError for ends out of
-    order where they can be read without waiting; on a device they count as far as they are in it."""
+    order where they can be read without waiting; on a device they count as far as they go."""
     launching.require_one_device(x, w, ends, b)
     if in_host_memory(ends):
         ranges(ends, x.shape[0])
