@@ -14,7 +14,6 @@ import json
 import re
 import sys
 from dataclasses import replace
-from importlib import import_module
 
 import torch
 import triton
@@ -24,6 +23,7 @@ from triton.compiler import ASTSource
 from accel import testing
 from accel.contracts import CONTRACTS
 from accel.triton_kernels import KERNELS, launching
+from accel.triton_kernels.builders import kernel
 from accel_cuda import tuning
 
 TYPES = {
@@ -39,11 +39,22 @@ def target(architecture):
     return GPUTarget("hip", architecture, 64)
 
 
+def run(op, settings, args):
+    """The op, and its gradient where that has kernels of its own."""
+    made, contract = kernel(op, settings), CONTRACTS[op]
+    results, kept, backward = made(*args), {}, made.backward
+    if made.forward is not None:
+        results, tensors, backward = made.forward(*args)
+        kept = {"kept": tensors}
+    if backward is not None:
+        grads = [torch.ones_like(t) for t in results] if contract.result_count > 1 else results
+        needs = tuple(isinstance(arg, torch.Tensor) and arg.is_floating_point() for arg in args)
+        backward(grads, needs, *args, **kept)
+
+
 def launches(op, settings, dtype, which):
-    """What the op's launch function starts for the contract's samples: (kernel, tile, args,
+    """What the op and its gradient start for the contract's samples: (kernel, tile, args,
     constants)."""
-    module, _, name = KERNELS[op].partition(":")
-    function = getattr(import_module(f"accel.triton_kernels.{module}"), name)
     found = []
 
     def record(kernel, grid, tile, *args, **constants):
@@ -55,10 +66,10 @@ def launches(op, settings, dtype, which):
     try:
         for sample in CONTRACTS[op].samples():
             args = sample.make(dtype, torch.device(testing.HOST))
-            function(settings, *args)
+            run(op, settings, args)
             if which == "few":
                 break
-            function(many, *args)
+            run(op, many, args)
     finally:
         launching.launch = real
     return found
