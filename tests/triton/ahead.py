@@ -22,8 +22,7 @@ from triton.compiler import ASTSource
 
 from accel import testing
 from accel.contracts import CONTRACTS
-from accel.triton_kernels import KERNELS, launching
-from accel.triton_kernels.builders import kernel
+from accel.triton_kernels import KERNELS, builders, launching
 from accel_cuda import tuning
 
 TYPES = {
@@ -41,7 +40,7 @@ def target(architecture):
 
 def run(op, settings, args):
     """The op, and its gradient where that has kernels of its own."""
-    made, contract = kernel(op, settings), CONTRACTS[op]
+    made, contract = builders.kernel(op, settings), CONTRACTS[op]
     results, kept, backward = made(*args), {}, made.backward
     if made.forward is not None:
         results, tensors, backward = made.forward(*args)
