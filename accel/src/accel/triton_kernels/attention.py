@@ -17,7 +17,7 @@ from accel.triton_kernels import attention_backward as back
 from accel.triton_kernels import attention_forward as forth
 from accel.triton_kernels import launching
 from accel.triton_kernels.elementwise import least_of, survivor_of
-from accel.triton_kernels.rows import Gradients, aligned, launch, power_of_two
+from accel.triton_kernels.rows import ALIGNED, Gradients, aligned, launch, power_of_two
 from accel.triton_kernels.tuning import Tuning
 
 ROWS = 16  # of a tile, whatever there is: see product.py
@@ -60,7 +60,7 @@ class _Call:
             )
         if in_host_memory(spans):  # elsewhere to read them is to wait: kernels make NaN of such
             ranges(spans, q.shape[0], k.shape[0], mask)
-        q, k, v = (t if t.stride(2) == 1 else t.contiguous() for t in (q, k, v))
+        q, k, v = (_alike(t) for t in (q, k, v))
         if mask is not None and mask.stride(3) != 1:
             mask = mask.contiguous()
         return cls(
@@ -108,6 +108,23 @@ class _Call:
     def tiles(self, rows: int) -> int:
         """How many there are at most: two spans may share a tile's rows."""
         return self.q.shape[0] * self.group // rows + len(self.spans)
+
+
+def _alike(t: Tensor) -> Tensor:
+    """``t`` [rows, heads, size], copied unless its strides and address tell the compiler what those
+    of a contiguous one do.
+
+    With a mask the order of a row's sum follows from how keys and values are read (Triton 3.9,
+    sm_90): calls that must agree must be one program, as in :mod:`accel.triton_kernels.rows`.
+    """
+    plain = (t.shape[1] * t.shape[2], t.shape[2], 1)
+    known = all(
+        (mine == 1, mine % ALIGNED == 0) == (own == 1, own % ALIGNED == 0)
+        for mine, own in zip(t.stride(), plain)
+    )
+    if known and t.stride(2) == 1 and t.data_ptr() % ALIGNED == 0:
+        return t
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 def _keys(size: int, dtype: torch.dtype) -> int:

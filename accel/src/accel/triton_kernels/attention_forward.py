@@ -25,6 +25,12 @@ from accel.triton_kernels.attention_rows import (
     span_of,
 )
 
+# What differs from call to call. Of the mask's strides the compiler must not know more in one call
+# than in another either: it might lay out what is added to scores, and so their sum, otherwise.
+_VARYING = ("m", "n", "count", "splits", "most_queries", "most_keys")
+_ANYWHERE = ("spans", "mask", "slopes", "seed")
+_VARYING_MASK = (*_VARYING, "mask_span", "mask_head", "mask_query")
+
 
 @triton.jit
 def _merged(top, total, sums, other_top, other_total, other_sums):
@@ -55,7 +61,7 @@ def _finish(y, log_sums, place, e_size, row_valid, sound, top, total, sums, surv
         tl.store(log_sums + place, log_sum, mask=row_valid)
 
 
-@triton.jit(do_not_specialize=["m", "n", "count", "splits"])
+@triton.jit(do_not_specialize=_VARYING_MASK, do_not_specialize_on_alignment=_ANYWHERE)
 def attend(
     q, k, v, spans, mask, slopes, seed, y, log_sums, tops, totals, parts,
     m, n, count, heads, group, d_size, e_size, splits, most_queries, most_keys,
@@ -147,7 +153,7 @@ def attend(
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["m", "n", "count", "splits"])
+@triton.jit(do_not_specialize=_VARYING)
 def merge(
     spans, y, log_sums, tops, totals, parts, m, n, count, heads, group, e_size, splits,
     most_queries, most_keys, window, survivor, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
