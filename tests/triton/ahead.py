@@ -1,10 +1,12 @@
 """Compiles every kernel for GPUs that need not be there, as its launches would, in a process where
 nothing is interpreted.
 
-    python ahead.py few 'sm_90' bfloat16,float32       # or: all samples, all architectures
+    python ahead.py few sm_90 bfloat16             # each kernel as its op's first sample starts it
+    python ahead.py both sm_90 bfloat16,float32    # also with the tile for many rows
+    python ahead.py all sm_90,gfx942 bfloat16      # and as all samples start it
 
-The launches are those that the launch functions make for the contracts' samples, with the tuning of
-each architecture; each distinct one is compiled to machine code. Prints a line of JSON for each.
+The tuning is each architecture's; of launches that differ in sizes alone one is compiled, to
+machine code. Prints a line of JSON for each.
 """
 
 from __future__ import annotations
@@ -63,12 +65,12 @@ def launches(op, settings, dtype, which):
     # Of many rows too, which the samples seldom have.
     many = replace(settings, few=settings.many, few_fp32=settings.many_fp32)
     try:
-        for sample in CONTRACTS[op].samples():
+        for i, sample in enumerate(CONTRACTS[op].samples()):
             args = sample.make(dtype, torch.device(testing.HOST))
-            run(op, settings, args)
-            if which == "few":
-                break
-            run(op, many, args)
+            if i == 0 or which == "all":
+                run(op, settings, args)
+            if i == 0 and which != "few":
+                run(op, many, args)
     finally:
         launching.launch = real
     return found
@@ -94,16 +96,22 @@ def source(kernel, args, constants):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0 and name not in generic:
                 attributes[(i,)] = [["tt.divisibility", 16]]
-    return ASTSource(kernel, signature, known, attributes), (signature, known, attributes)
+    return ASTSource(kernel, signature, known, attributes)
+
+
+def kind(kernel, tile, args, constants):
+    """What two launches of one kernel have in common that differ in sizes and strides alone."""
+    given = [arg.dtype if isinstance(arg, torch.Tensor) else arg in (None, 1) for arg in args]
+    return kernel.__name__, tile, tuple(given), tuple(constants.items())
 
 
 def compiled(architecture, dtype, op, which, seen):
     for kernel, tile, args, constants in launches(op, tuning.of(architecture), dtype, which):
-        made, key = source(kernel, args, constants)
-        key = (architecture, kernel.__name__, tile, repr(key))
+        key = (architecture, *kind(kernel, tile, args, constants))
         if key in seen:
             continue
         seen.add(key)
+        made = source(kernel, args, constants)
         options = {
             "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False,
         }  # fmt: skip

@@ -37,7 +37,10 @@ def arguments(queries, keys, odd, dtype, masked):
 
 def layouts(architecture, programs, args):
     found = []
-    launching.launch, real = lambda *launch, **known: found.append((launch, known)), launching.launch
+    launching.launch, real = (
+        lambda *launch, **known: found.append((launch, known)),
+        launching.launch,
+    )
     attention.PROGRAMS = programs
     try:
         attention.attention(tuning.of(architecture), *args)

@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="the kernels need triton, which compiles fo
 
 from accel.triton_kernels import KERNELS
 
-SCRIPT = Path(__file__).parent / "ahead.py"
+HERE = Path(__file__).parent
 # The largest that a program may have, of the smallest GPU that takes the tuning.
 SHARED = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
 
@@ -20,15 +20,21 @@ SHARED = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
 FREE = ("of_queries", "of_keys")
 
 
-def compiled(which, architectures, dtypes, cache):
-    """What ahead.py compiled, in a process that interprets nothing and with an empty cache."""
+def script(name, cache, *arguments):
+    """The lines of JSON that a script prints in a process that interprets nothing, its cache
+    empty."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     done = subprocess.run(
-        [sys.executable, SCRIPT, which, ",".join(architectures), ",".join(dtypes)],
+        [sys.executable, HERE / name, *arguments],
         env={**clean, "TRITON_CACHE_DIR": str(cache)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def compiled(which, architectures, dtypes, cache):
+    """What ahead.py compiled."""
+    return script("ahead.py", cache, which, ",".join(architectures), ",".join(dtypes))
 
 
 def judge(found):
@@ -54,7 +60,21 @@ def test_every_kernel_compiles(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", SHARED)
 def test_every_kernel_compiles_for(architecture, tmp_path):
-    found = compiled("all", [architecture], ["float32", "bfloat16", "float16"], tmp_path)
+    found = compiled("all", [architecture], ["bfloat16"], tmp_path)
+    found += compiled("both", [architecture], ["float32", "float16"], tmp_path)
     judge(found)
     if architecture.startswith("sm_"):
         assert not any(made["products"] for made in found if made["dtype"] == "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", SHARED)
+def test_calls_of_attention_that_must_agree_add_up_alike(architecture, tmp_path):
+    """A prefill, a decode step with its splits apart, and rows that lie as no others do."""
+    found = script("sums.py", tmp_path, architecture)
+    for call in (("torch.float32", False), ("torch.bfloat16", False), ("torch.float32", True),
+                 ("torch.bfloat16", True)):  # fmt: skip
+        layouts = [laid for *which, laid in found if tuple(which) == call]
+        assert len(layouts) > 1
+        assert layouts[0]
+        assert all(laid == layouts[0] for laid in layouts)

@@ -23,6 +23,7 @@ def accel_backend() -> accel.Backend:
         rank=100,
         probe=probe,
         accelerator="accel_cuda.accelerator:CudaAccelerator",
+        caveat="not run on hardware: no GPU has run it yet",
     )
 
 

@@ -21,6 +21,7 @@ def accel_backend() -> accel.Backend:
         rank=90,
         probe=probe,
         accelerator="accel_xpu.accelerator:XpuAccelerator",
+        caveat="not run on hardware: no GPU has run it yet",
     )
 
 

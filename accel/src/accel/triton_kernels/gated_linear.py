@@ -3,8 +3,6 @@ of linear's."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
@@ -57,9 +55,7 @@ def gated_linear(
     m = rows.shape[0]
     y = x.new_empty((*x.shape[:-1], n), dtype=out_dtype or x.dtype)
     if y.numel():
-        tile = tuning.product(x.dtype, m)
-        # Two products' sums are held at once.
-        tile = replace(tile, blocks=max(tile.blocks // 2, 1))
+        tile = tuning.product(x.dtype, m).halved()  # two products' sums
         launching.launch(
             gated_linear_kernel,
             launching.grid(tile, m, n),

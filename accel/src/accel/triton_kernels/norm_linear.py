@@ -98,7 +98,7 @@ def norm_linear(
     m = rows.shape[0]
     y = x.new_empty((*x.shape[:-1], n), dtype=out_dtype or x.dtype)
     if y.numel():
-        tile = tuning.product(x.dtype, m)
+        tile = tuning.product(x.dtype, m).halved()  # x in fp32
         launching.launch(
             norm_linear_kernel,
             launching.grid(tile, m, n),

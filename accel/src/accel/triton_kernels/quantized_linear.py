@@ -109,7 +109,8 @@ def quantized_linear(
             fitting = [c for c in (chunk, chunk // 2, chunk // 4) if c >= 16 and group % c == 0]
             shared = bool(fitting)
             chunk = fitting[0] if shared else CHUNK[torch.float32]
-        tile = tuning.product(x.dtype if shared else torch.float32, m)
+        # The weight widened.
+        tile = tuning.product(x.dtype if shared else torch.float32, m).halved()
         launching.launch(
             quantized_linear_kernel,
             launching.grid(tile, m, n),

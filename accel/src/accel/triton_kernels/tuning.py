@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,6 +24,10 @@ class Tile:
     columns: int
     warps: int
     stages: int
+
+    def halved(self) -> Tile:
+        """With half the blocks, for a kernel that holds more of each at once."""
+        return replace(self, blocks=max(self.blocks // 2, 1))
 
 
 @dataclass(frozen=True)
