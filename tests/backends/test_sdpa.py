@@ -35,7 +35,7 @@ def test_what_torchs_own_can_do_is_served(options):
     assert not sdpa.reasons(request(**options))
 
 
-@pytest.mark.parametrize("code, options", [
+@pytest.mark.parametrize(("code", "options"), [
     ("softcap", {"softcap": 5.0}), ("dropout", {"dropout": 0.1}),
     ("slopes", {"slopes": True, "dtype": torch.bfloat16}),
 ])  # fmt: skip
