@@ -122,7 +122,7 @@ def on_the_host(tmp_path_factory):
 
 
 def test_the_kernel_conforms_on_the_host(on_the_host):
-    """In samples of few rows, for each of which 256 threads are started."""
+    """In samples of few rows, as each starts threads."""
     dtypes = native.TransformerBuilder.impls[0].dtypes
     builder = testing.fake_builder(
         {"rms_norm": on_the_host}, id="emulated.native", family="TransformerBuilder", dtypes=dtypes

@@ -36,6 +36,7 @@ void in_threads(Kernel kernel, int blocks, int threads, Args... args) {
   }
 }
 
+#define THREADS_OF_A_BLOCK 16
 #define LAUNCH(kernel, blocks, threads, stream, ...) \
   (void)stream;                                      \
   in_threads(kernel, blocks, threads, __VA_ARGS__)

@@ -9,14 +9,15 @@
 #include <algorithm>
 #include <cstdint>
 
-#ifndef LAUNCH  // a test's emulation on the host has its own
+#ifndef LAUNCH  // a test's emulation on the host has its own, and fewer threads
+#define THREADS_OF_A_BLOCK 256
 #define LAUNCH(kernel, blocks, threads, stream, ...) \
   kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
 #endif
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = THREADS_OF_A_BLOCK;
 constexpr int64_t BLOCKS = (int64_t(1) << 31) - 1;
 
 template <class T>
