@@ -29,6 +29,7 @@ def accel_backend() -> accel.Backend:
 
 @accel.hookimpl
 def accel_op_builders() -> Sequence[type[accel.OpBuilder]]:
+    from accel_cuda import native
     from accel_cuda.builders import LinearBuilder, TilingBuilder, TransformerBuilder
 
-    return [LinearBuilder, TilingBuilder, TransformerBuilder]
+    return [LinearBuilder, TilingBuilder, TransformerBuilder, native.TransformerBuilder]

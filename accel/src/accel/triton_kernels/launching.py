@@ -18,7 +18,7 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, *args: Any, **constan
     The one place where kernels are started, on the device of the first argument. Fusing a product
     with a sum would let the same line of code round differently in two kernels, so it is off.
     """
-    with _on(args[0].device):
+    with on(args[0].device):
         kernel[grid](
             *args,
             **constants,
@@ -28,7 +28,8 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, *args: Any, **constan
         )
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """The body's work is for this device, which is made the current one if it has a number."""
     if device.index is None:
         return nullcontext()
     guard: AbstractContextManager[Any] = torch.get_device_module(device).device(device.index)
