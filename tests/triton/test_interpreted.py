@@ -51,7 +51,7 @@ def has_wider_result(op):
     return any(sample.name == WIDER for sample in CONTRACTS[op].samples())
 
 
-@pytest.mark.parametrize("op", filter(has_wider_result, KERNELS))
+@pytest.mark.parametrize("op", [op for op in KERNELS if has_wider_result(op)])
 def test_nothing_is_rounded_before_a_wider_result(op):
     with installed_too((backend.plugin(),)):
         case = f"ops/{op}/{IMPL}/bfloat16/{WIDER}"
