@@ -46,6 +46,21 @@ def test_a_kernel_conforms(op):
     judge(run(op, "smoke", own | ({"ops"} if op == "transformer_layer" else QUICK)))
 
 
+WIDER = "out_fp32"  # the sample whose result is wider than its arguments
+
+
+def has_wider_result(op):
+    return any(sample.name == WIDER for sample in CONTRACTS[op].samples())
+
+
+@pytest.mark.parametrize("op", [op for op in KERNELS if has_wider_result(op)])
+def test_nothing_is_rounded_before_a_wider_result(op):
+    with installed_too((backend.plugin(),)):
+        case = f"ops/{op}/{IMPL}/bfloat16/{WIDER}"
+        session = prepare("interpreted", Selection([op], cases=[case]))
+        judge(list(map(session.run, session.cases)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("op", KERNELS)
 def test_a_kernel_conforms_in_all_samples(op):

@@ -1,5 +1,6 @@
 """norm_linear: ``act(norm(x) @ w.T + b)``. A row is normalised where it is read, in fp32, and
-rounded to x's dtype; what follows is linear of it."""
+rounded to x's dtype; what follows is linear of it. Where the result is wider than x the row is not
+rounded, and the product is one of fp32."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ def statistics(x, rows, m, k_size, x_row, x_k, eps, CENTRED: tl.constexpr, K: tl
 def norm_linear_kernel(
     x, w, norm_w, norm_b, b, y, m, n, k_size, x_row, x_k, w_row, w_k, norm_w_step, norm_b_step,
     b_step, eps,
-    CENTRED: tl.constexpr, ACT: tl.constexpr, BLOCKS: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr,
+    CENTRED: tl.constexpr, WIDE: tl.constexpr, ACT: tl.constexpr, BLOCKS: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """x [m, k_size], w [n, k_size], norm_w and norm_b [k_size] or None, b [n] or None, y [m, n]
     contiguous."""
@@ -79,7 +80,10 @@ def norm_linear_kernel(
                 normed += shift.to(tl.float32)[None, :]
             # Past the row's end the weight is 0, and this must not be infinite.
             normed = tl.where(inside[None, :], normed, 0.0)
-            after = after + (step(normed.to(block.dtype), tile, sums[i]),)
+            if WIDE:
+                after = after + (step(normed, tile.to(tl.float32), sums[i]),)
+            else:
+                after = after + (step(normed.to(block.dtype), tile, sums[i]),)
         sums = after
     for i in tl.static_range(BLOCKS):
         rows = row + i * ROWS + tl.arange(0, ROWS)
@@ -98,14 +102,16 @@ def norm_linear(
     m = rows.shape[0]
     y = x.new_empty((*x.shape[:-1], n), dtype=out_dtype or x.dtype)
     if y.numel():
-        tile = tuning.product(x.dtype, m).halved()  # x in fp32
+        wide = y.dtype.itemsize > x.dtype.itemsize
+        of = torch.float32 if wide else x.dtype
+        tile = tuning.product(of, m).halved()  # a row is held in fp32
         launching.launch(
             norm_linear_kernel,
             launching.grid(tile, m, n),
             tile,
             rows, w, norm_w, norm_b, b, y, m, n, k, *rows.stride(), *w.stride(),
             *map(launching.step_of, (norm_w, norm_b, b)), float(eps),
-            CENTRED=kind == "layer", ACT=act, BLOCKS=tile.blocks, N=tile.columns,
-            K=CHUNK[x.dtype],
+            CENTRED=kind == "layer", WIDE=wide, ACT=act, BLOCKS=tile.blocks, N=tile.columns,
+            K=CHUNK[of],
         )  # fmt: skip
     return y
