@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("triton", reason="the kernels need triton, which compiles for GPUs alone")
 
-from faults_of_rows import OF_ROWS
+from faults_of_rows import MORE_OF_ROWS, OF_ROWS
 from interpreter import backend
 from planted import Fault, planted
 
@@ -40,6 +40,7 @@ OF_PRODUCTS = [
 
 
 FAULTS = [*OF_PRODUCTS, *OF_ROWS]
+SLOW = [pytest.param(fault, marks=pytest.mark.slow) for fault in MORE_OF_ROWS]
 
 
 def outcomes(cases, package):
@@ -53,15 +54,18 @@ def outcomes(cases, package):
             yield result.outcome
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*FAULTS, *SLOW], ids=lambda fault: fault.name)
 def test_a_fault_is_seen(fault, tmp_path):
     with planted(fault, tmp_path) as package:
         (found,) = outcomes([fault.case], package)
     assert found.bad
 
 
-def test_without_a_fault_the_same_passes(tmp_path):
-    cases = sorted({fault.case for fault in FAULTS})
+@pytest.mark.parametrize(
+    "faults", [FAULTS, pytest.param(MORE_OF_ROWS, marks=pytest.mark.slow)], ids=["quick", "more"]
+)
+def test_without_a_fault_the_same_passes(faults, tmp_path):
+    cases = sorted({fault.case for fault in faults})
     with planted(None, tmp_path) as package:
         found = list(outcomes(cases, package))
     assert [outcome.value for outcome in found] == ["passed"] * len(cases)
