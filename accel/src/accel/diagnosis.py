@@ -73,6 +73,7 @@ def _plugin(candidate: plugins.Candidate, chosen: str | None) -> dict[str, Any]:
         "rank": backend.rank if backend else None,
         "state": "chosen" if backend and candidate.name == chosen and not refusals
         else "refused" if refusals else "available",
+        "caveat": backend.caveat if backend else "",
         "broken": bool(candidate.refusals),
         "refusals": [refusal.to_dict() for refusal in refusals],
         "traceback": candidate.traceback,

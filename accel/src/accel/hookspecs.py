@@ -61,6 +61,8 @@ class Backend:
     ``expectations`` file with its expected conformance outcomes: a path, or ``"package:file"``
     ``host``         the device is the host processor itself: what is left when no device works
     ``variables``    ``ACCEL_*`` environment variables of its own
+    ``caveat``       what to know before trusting it, such as that no device has run it yet;
+                     ``accel info`` shows it
     """
 
     name: str
@@ -74,6 +76,7 @@ class Backend:
     expectations: str | None = None
     host: bool = False
     variables: tuple[str, ...] = ()
+    caveat: str = ""
 
 
 @hookspec

@@ -179,7 +179,7 @@ def _ask(manager: pluggy.PluginManager, plugin: object, candidate: Candidate) ->
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "name": str, "vendor": str, "device_type": str, "version": str, "rank": int,
     "accelerator": str, "supersedes": tuple, "expectations": (str, type(None)), "host": bool,
-    "variables": tuple,
+    "variables": tuple, "caveat": str,
 }  # fmt: skip
 
 

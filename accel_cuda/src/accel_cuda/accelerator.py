@@ -13,6 +13,7 @@ import torch
 from accel import Accelerator, Backend, DeviceProperties, Refusal
 from accel.errors import UnsupportedCapability
 from accel_cuda import nvml
+from accel_cuda.compiler import triton_refusal
 
 # Every GPU that torch.cuda drives has these.
 _HAS = {"graphs", "pinned_memory", "generator", "fp64"}
@@ -31,7 +32,7 @@ class CudaAccelerator(Accelerator):
         if capability in _HAS:
             return None
         if capability == "triton":
-            return self._triton_refusal()
+            return triton_refusal()
         return super().refusal(capability)
 
     # -- devices -----------------------------------------------------------------------------
@@ -67,21 +68,6 @@ class CudaAccelerator(Accelerator):
     def is_fp16_supported(self) -> bool:
         """True if the current GPU has instructions for it."""
         return bool(torch.version.hip or torch.cuda.get_device_capability() >= (5, 3))
-
-    def _triton_refusal(self) -> Refusal | None:
-        backend = "amd" if torch.version.hip else "nvidia"
-        found = importlib.util.find_spec("triton")
-        if found is None or found.origin is None:
-            have = "no Triton installed"
-            return Refusal("triton", "Triton", have, "install the triton that torch asks for")
-        if not (Path(found.origin).parent / "backends" / backend).is_dir():
-            have = f"one without its {backend} backend in {Path(found.origin).parent}"
-            return Refusal("triton", "Triton for this GPU", have, "install torch's own triton")
-        if not torch.version.hip and torch.cuda.get_device_capability() < (8, 0):
-            have = "{}.{}".format(*torch.cuda.get_device_capability())
-            want = "a GPU of compute capability 8.0 or higher"
-            return Refusal("triton", want, have, "use implementations without Triton")
-        return None
 
     def communication_backend_version(self) -> tuple[int, ...]:
         """NCCL's, on AMD RCCL's."""

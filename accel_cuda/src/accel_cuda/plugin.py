@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 import accel
@@ -21,4 +23,13 @@ def accel_backend() -> accel.Backend:
         rank=100,
         probe=probe,
         accelerator="accel_cuda.accelerator:CudaAccelerator",
+        caveat="not run on hardware: no GPU has run it yet",
     )
+
+
+@accel.hookimpl
+def accel_op_builders() -> Sequence[type[accel.OpBuilder]]:
+    from accel_cuda import native
+    from accel_cuda.builders import LinearBuilder, TilingBuilder, TransformerBuilder
+
+    return [LinearBuilder, TilingBuilder, TransformerBuilder, native.TransformerBuilder]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from accel import Accelerator, DeviceProperties, Refusal
 from accel.errors import UnsupportedCapability
+from accel_xpu.compiler import triton_refusal
 
 # Every GPU that torch.xpu drives has these.
 _HAS = {"pinned_memory", "generator"}
@@ -27,7 +26,7 @@ class XpuAccelerator(Accelerator):
         if capability == "graphs":
             return self._graphs_refusal()
         if capability == "triton":
-            return self._triton_refusal()
+            return triton_refusal()
         if capability == "fp64":
             return self._fp64_refusal()
         if capability == "memory_info":
@@ -74,18 +73,6 @@ class XpuAccelerator(Accelerator):
             return None
         want = "a GPU with float64 instructions"
         return Refusal("fp64", want, f"{facts.name}, without", "compute in float32, or on the host")
-
-    def _triton_refusal(self) -> Refusal | None:
-        found = importlib.util.find_spec("triton")
-        if found is None or found.origin is None:
-            have = "no Triton installed"
-            return Refusal("triton", "Triton", have, "install the triton-xpu that torch asks for")
-        if not (Path(found.origin).parent / "backends/intel").is_dir():
-            # Both wheels install a package of the same name, and the later one wins.
-            have = f"one without its intel backend in {Path(found.origin).parent}"
-            remedy = "uninstall triton and install triton-xpu again"
-            return Refusal("triton", "Triton for this GPU", have, remedy)
-        return None
 
     # -- work --------------------------------------------------------------------------------
 

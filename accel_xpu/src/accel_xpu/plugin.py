@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import accel
 from accel_xpu import __version__
 from accel_xpu.probe import probe
@@ -19,4 +21,12 @@ def accel_backend() -> accel.Backend:
         rank=90,
         probe=probe,
         accelerator="accel_xpu.accelerator:XpuAccelerator",
+        caveat="not run on hardware: no GPU has run it yet",
     )
+
+
+@accel.hookimpl
+def accel_op_builders() -> Sequence[type[accel.OpBuilder]]:
+    from accel_xpu.builders import LinearBuilder, TilingBuilder, TransformerBuilder
+
+    return [LinearBuilder, TilingBuilder, TransformerBuilder]

@@ -1,0 +1,71 @@
+"""attention's kernel: a query has the same bits in a prefill and in a step, however work is cut."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels need triton, which compiles for GPUs alone")
+
+from interpreter import backend, shim
+
+from accel.contracts import CONTRACTS
+from accel.errors import OpArgumentError
+
+with shim.decorating():
+    from accel.triton_kernels import attention
+
+LENGTH = 290  # of keys: three splits of 128, the last one short
+PLACES = (0, 63, 127, 128, 289)  # of queries: ends of blocks and of splits
+
+
+@pytest.fixture(autouse=True)
+def _short_splits(monkeypatch):
+    monkeypatch.setattr(attention, "SPLIT", 128)
+
+
+def drawn(dtype):
+    draw = torch.Generator().manual_seed(0)
+    shapes = (LENGTH, 4, 16), (LENGTH, 2, 16), (LENGTH, 2, 16)
+    return [torch.randn(shape, generator=draw).to(dtype) for shape in shapes]
+
+
+def attended(q, k, v, span, **options):
+    contract = CONTRACTS["attention"]
+    spans = torch.tensor([span])
+    return attention.attention(backend.TUNING, *contract.bind((q, k, v, spans), options))
+
+
+def one_program_has_all(monkeypatch):
+    monkeypatch.setattr(attention, "PROGRAMS", 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_splits_apart_are_splits_one_after_another(dtype, monkeypatch):
+    q, k, v = drawn(dtype)
+    rows, span = q[-9:], (0, 9, 0, LENGTH)
+    apart = attended(rows, k, v, span)
+    one_program_has_all(monkeypatch)
+    assert torch.equal(attended(rows, k, v, span), apart)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 70}], ids=["all", "window"])
+def test_steps_have_the_bits_of_a_prefill(options, monkeypatch):
+    q, k, v = drawn(torch.bfloat16)
+    steps = [attended(q[at : at + 1], k, v, (0, 1, 0, at + 1), **options) for at in PLACES]
+    one_program_has_all(monkeypatch)
+    whole = attended(q, k, v, (0, LENGTH, 0, LENGTH), **options)
+    assert torch.equal(torch.cat(steps), whole[list(PLACES)])
+
+
+def test_a_span_beyond_the_keys_is_nan_where_it_cannot_be_read(monkeypatch):
+    """As on a device, where to read it would be to wait: nothing is read outside."""
+    monkeypatch.setattr(attention, "in_host_memory", lambda spans: False)
+    q, k, v = drawn(torch.float32)
+    found = attended(q[:4], k, v, (1, 2, LENGTH - 1, 2))
+    assert found[1:3].isnan().all()
+    assert not found[[0, 3]].any()
+
+
+def test_a_head_too_large_is_refused_by_name():
+    q, k, v = (t.repeat(1, 1, 40) for t in drawn(torch.float32))
+    with pytest.raises(OpArgumentError, match=r"may have 512.*attention=torch"):
+        attended(q[:1], k, v, (0, 1, 0, 1))
