@@ -88,9 +88,14 @@ def _tuple_of(gradients: Any) -> tuple[Tensor | None, ...]:
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:
     """A block in which nothing is cast; of a device without autocast, such as meta, any is."""
-    if not torch.amp.is_autocast_available(device_type):
+    if not _has_autocast(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
+
+
+@torch.compiler.assume_constant_result  # torch 2.8's compiler cannot look into it
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def recorder(contract: Contract, loaded: Kernel, options: tuple[Any, ...]) -> Callable[..., Any]:
