@@ -35,10 +35,13 @@ IMPLS = {
 
 def reasons(request: Request) -> list[Refusal]:
     """Why it cannot serve, told without importing it."""
-    found = _refused()
-    if found is not None:
-        return [found]
-    return onednn.reasons(request) if request.op == "linear" else []
+    return refusals() or (onednn.reasons(request) if request.op == "linear" else [])
+
+
+def refusals(_: Request | None = None) -> list[Refusal]:
+    """Why it cannot be imported here, whatever is asked."""
+    refused = _refused()
+    return [] if refused is None else [refused]
 
 
 def load(impl: Impl) -> Callable[..., Any]:

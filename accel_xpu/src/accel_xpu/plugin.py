@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import accel
 from accel_xpu import __version__
 from accel_xpu.probe import probe
@@ -20,3 +22,10 @@ def accel_backend() -> accel.Backend:
         probe=probe,
         accelerator="accel_xpu.accelerator:XpuAccelerator",
     )
+
+
+@accel.hookimpl
+def accel_op_builders() -> Sequence[type[accel.OpBuilder]]:
+    from accel_xpu import ipex
+
+    return [ipex.TransformerBuilder]
