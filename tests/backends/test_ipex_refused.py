@@ -63,7 +63,7 @@ def test_of_the_one_for_this_torch_each_backend_takes_its_own_build(asked):
 
 
 def test_the_build_for_gpus_is_the_gpus(asked):
-    on_host, on_gpu, imported = asked(f"{TORCH}.10+xpu")
+    _, on_gpu, imported = asked(f"{TORCH}.10+xpu")
     assert on_gpu == ""
     assert imported == "False"
 

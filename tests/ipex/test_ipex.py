@@ -1,5 +1,5 @@
-"""IPEX as it is: what serves by it, and what its import leaves alone. `make test-ipex` runs these in
-an environment of their own; accel conform proves the values."""
+"""IPEX as it is: what serves by it, and what its import leaves alone. `make test-ipex` runs these
+in an environment of their own; accel conform proves the values."""
 
 from importlib.util import find_spec
 

@@ -9,7 +9,7 @@ from accel.layers.tiled_linear import TiledLinear
 
 TILE_COUNT = TILES["in_splits"] * TILES["out_splits"]
 WEIGHT = SIZE * SIZE * 4
-# Of processes that talk through gloo, fully_shard of torch 2.8 adds the gradients, 2.13 averages them.
+# Through gloo fully_shard of torch 2.8 adds the processes' gradients, 2.13 averages them.
 SUMS = torch.__version__ < "2.13"
 
 

@@ -93,7 +93,8 @@ def no_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False)
 
 
-@torch.compiler.assume_constant_result  # torch 2.8's compiler cannot look into it
+# torch 2.8's compiler cannot look into it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 
