@@ -74,7 +74,7 @@ def _linear(
     if x.numel() == 0 or w.numel() == 0:  # oneDNN packs no empty weight
         return onednn.of_nothing(x, w, b)
     # It holds the bias too, and reads no other; memory of both is its context's.
-    context = packed(_pack, x[..., 0].numel(), w, b)
+    context = packed(_pack, x.numel() // x.shape[-1], w, b)
     product = torch.ops.torch_ipex.ipex_linear
     return product(x, x.new_empty(0), None, context.get_data_handle(), w.shape[0])  # type: ignore[no-any-return]
 

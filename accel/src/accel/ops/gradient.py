@@ -20,6 +20,9 @@ from accel.op_builder import Kernel
 from accel.ops.watching import torch_is_watched
 from accel.torch_impls.views import unviewed
 
+# torch 2.8's compiler cannot look into is_autocast_available, 2.13's can.
+_ASKS_WHILE_TRACED = torch.__version__ >= "2.13"
+
 
 def save(contract: Contract, ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
     """Keep the arguments for backward; tensors as themselves, so that a Parameter stays one."""
@@ -88,15 +91,10 @@ def _tuple_of(gradients: Any) -> tuple[Tensor | None, ...]:
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:
     """A block in which nothing is cast; of a device without autocast, such as meta, any is."""
-    if not _has_autocast(device_type):
+    asked = _ASKS_WHILE_TRACED or not torch.compiler.is_compiling()
+    if asked and not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
-
-
-# torch 2.8's compiler cannot look into it.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
 
 
 def recorder(contract: Contract, loaded: Kernel, options: tuple[Any, ...]) -> Callable[..., Any]:
