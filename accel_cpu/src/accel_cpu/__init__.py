@@ -8,6 +8,7 @@ host_memory.py     bytes of the machine and of the process's control groups
 processor.py       cores, caches, instruction sets
 cgroup.py          the control groups of this process
 builders.py        the op builders, over the kernels in csrc/
+onednn.py, ipex.py implementations by other libraries; packing.py: frozen_weights
 """
 
 __version__ = "0.1.0"

@@ -24,7 +24,14 @@ from accel import (
 )
 from accel.op_builder import Shapes
 from accel.torch_impls.transformer_layer import PIECES, composed
-from accel_cpu import attention_gradient, gradients, logprob_gradient, onednn, row_gradients
+from accel_cpu import (
+    attention_gradient,
+    gradients,
+    ipex,
+    logprob_gradient,
+    onednn,
+    row_gradients,
+)
 from accel_cpu.peers import OF_LINEAR
 
 _CSRC = Path(__file__).parent / "csrc"
@@ -82,12 +89,22 @@ _ROW_GRADIENTS: dict[str, Callable[..., Any] | None] = {
 }
 
 
+# Implementations that are other libraries': each lists them, says why not, and loads them.
+_OTHERS: dict[str, Any] = {onednn.ID: onednn, ipex.ID: ipex}
+
+
 class _Native(NativeOpBuilder):
     device_type = "cpu"
     library = LIBRARY
     namespace = "accel_cpu_kernels"
 
+    def native(self, impl: Impl) -> bool:
+        return impl.id not in _OTHERS
+
     def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
+        if not self.native(impl):
+            found: list[Refusal] = _OTHERS[impl.id].reasons(request)
+            return found
         out = request.options.get("out_dtype")
         if out is not None and out not in _COMPUTED:
             have = str(out).removeprefix("torch.")
@@ -95,33 +112,29 @@ class _Native(NativeOpBuilder):
             return [Refusal("out_dtype", want, have, "cast the result, or let eager torch serve")]
         return super().reasons(impl, request)
 
+    def load(self, impl: Impl) -> Callable[..., Any]:
+        loader: Any = super() if self.native(impl) else _OTHERS[impl.id]
+        kernel: Callable[..., Any] = loader.load(impl)
+        return kernel
+
 
 class LinearBuilder(_Native):
     """``accel_cpu.native`` reads the weight as it lies, whole numbers of 8 and 4 bits too, and sums
-    every output in one order, whatever the shape; ``accel_cpu.onednn`` packs the weight and chooses
-    its kernel by the shape."""
+    every output in one order, whatever the shape; ``accel_cpu.onednn`` and ``accel_cpu.ipex`` pack
+    the weight and choose their kernels by the shape."""
 
     impls = (
         *(
             Impl(op, "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True)
             for op in _PRODUCT_GRADIENTS
         ),
-        # Below eager torch: it packs the weight at every call unless the user froze the weights.
-        Impl("linear", "accel_cpu.onednn", _COMPUTED, priority=5),
+        onednn.IMPL,
+        ipex.IMPLS["linear"],
     )
 
-    def native(self, impl: Impl) -> bool:
-        return impl.id == "accel_cpu.native"
-
-    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
-        if self.native(impl):
-            return super().reasons(impl, request)
-        return onednn.reasons(request)
-
     def load(self, impl: Impl) -> Callable[..., Any]:
-        if not self.native(impl):
-            return onednn.linear
-        return Kernel(super().load(impl), backward=_PRODUCT_GRADIENTS[impl.op])
+        kernel = super().load(impl)
+        return Kernel(kernel, backward=_PRODUCT_GRADIENTS[impl.op]) if self.native(impl) else kernel
 
     def peers(self) -> Sequence[Peer]:
         return OF_LINEAR
@@ -168,12 +181,18 @@ class TransformerBuilder(_Native):
     """Attention adds a query's keys in one order, counted from its span's first; embedding copies;
     the others go through their rows one by one."""
 
-    impls = tuple(
-        Impl(op, "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True)
-        for op in (*_ROW_GRADIENTS, "attention", "embedding", "transformer_layer")
+    impls = (
+        *(
+            Impl(op, "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True)
+            for op in (*_ROW_GRADIENTS, "attention", "embedding", "transformer_layer")
+        ),
+        ipex.IMPLS["rms_norm"],
+        ipex.IMPLS["rotary"],
     )
 
     def load(self, impl: Impl) -> Callable[..., Any]:
+        if not self.native(impl):
+            return super().load(impl)
         if impl.op == "transformer_layer":
             return composed(_pieces(), fuses_act=True)
         kernel = super().load(impl)

@@ -1,73 +1,48 @@
-"""linear through oneDNN with the weight packed, as torch's own inductor uses it.
-
-Packing costs more than a small product, and a packed copy goes stale when the weight changes in a
-way nobody can see (``.data``). So a copy is only kept where the user vouches for the weights::
-
-    with accel_cpu.frozen_weights():
-        ...                                # weights do not change in here
-"""
+"""linear through oneDNN with the weight packed, as torch's own inductor uses it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from accel import Refusal, Request
+from accel import Impl, Refusal, Request
+from accel_cpu.packing import packed
 
-_Key = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
-# The weight is kept beside its packed copy, so that its address is not given to another.
-_frozen: ContextVar[dict[_Key, tuple[Tensor, Tensor]] | None] = ContextVar(
-    "accel_cpu_frozen_weights", default=None
-)
+ID = "accel_cpu.onednn"
+_EVERY = frozenset({torch.float32, torch.bfloat16, torch.float16})
+# Below eager torch: it packs the weight at every call unless the user froze the weights.
+IMPL = Impl("linear", ID, _EVERY, priority=5)
 
 
-@contextmanager
-def frozen_weights() -> Iterator[None]:
-    """Keep packed copies of the weights used in the body; dropped at its end (may be nested).
-
-    The caller promises that no weight changes inside. For this thread or task only.
-    """
-    if _frozen.get() is not None:
-        yield
-        return
-    token = _frozen.set({})
-    try:
-        yield
-    finally:
-        _frozen.reset(token)
+def load(impl: Impl) -> Callable[..., Any]:
+    return linear
 
 
 def linear(
     x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out_dtype: torch.dtype | None
 ) -> Tensor:
     k, n = x.shape[-1], w.shape[0]
-    if k == 0 or x.numel() == 0 or n == 0:  # oneDNN packs no empty weight
-        none = x.new_zeros(n) if b is None else b
-        return none.expand(*x.shape[:-1], n).clone()
+    if x.numel() == 0 or w.numel() == 0:  # oneDNN packs no empty weight
+        return of_nothing(x, w, b)
     rows = x.reshape(-1, k)
-    packed = _packed(w, rows.shape[0])
+    weight = packed(_pack, rows.shape[0], w)
     # It reads a bias as if it had no gaps (torch 2.13).
     bias = None if b is None else b.contiguous()
-    y = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return y.reshape(*x.shape[:-1], n)  # type: ignore[no-any-return]
 
 
-def _packed(w: Tensor, rows: int) -> Tensor:
-    frozen = _frozen.get()
-    if frozen is None:
-        return _pack(w, rows)
-    key = (w.data_ptr(), tuple(w.shape), tuple(w.stride()), w.dtype)
-    if key not in frozen:
-        frozen[key] = (w, _pack(w, rows))
-    return frozen[key][1]
+def of_nothing(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """The product without any: of no rows, no columns, or no elements to sum."""
+    columns = x.new_zeros(w.shape[0]) if b is None else b
+    return columns.expand(*x.shape[:-1], w.shape[0]).clone()
 
 
-def _pack(w: Tensor, rows: int) -> Tensor:
+def _pack(rows: int, w: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(w.detach().contiguous(), rows)  # type: ignore[no-any-return]
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from accel import Peer
-from accel.bench.peers import first_of, installed, only
+from accel.bench.peers import first_of, only
 from accel.contracts.quantized_linear import whole
-from accel_cpu import onednn
+from accel_cpu import ipex, onednn
 
 
 def _packed_linear(x: Tensor, w: Tensor, b: Tensor | None, *_: Any) -> Callable[[], Tensor]:
@@ -35,19 +35,19 @@ def _int4_product(
 
 def _ipex_linear(x: Tensor, w: Tensor, b: Tensor | None, *_: Any) -> Callable[[], Tensor]:
     """ipex.optimize packs the weight of a module."""
-    import intel_extension_for_pytorch as ipex  # type: ignore[import-not-found,unused-ignore]
+    import intel_extension_for_pytorch  # type: ignore[import-not-found,unused-ignore]
 
     layer = torch.nn.Linear(x.shape[-1], w.shape[0], bias=b is not None, dtype=x.dtype)
     with torch.no_grad():
         layer.weight.copy_(w)
         if b is not None:
             layer.bias.copy_(b)
-    return partial(ipex.optimize(layer.eval(), dtype=x.dtype), x)
+    return partial(intel_extension_for_pytorch.optimize(layer.eval(), dtype=x.dtype), x)
 
 
 _FORWARD = only(gradient=False)
 _IPEX = first_of(
-    installed("intel_extension_for_pytorch", "intel-extension-for-pytorch"),
+    ipex.refusals,
     only(dtypes=(torch.float32, torch.bfloat16), gradient=False, act=None),
 )
 

@@ -27,6 +27,8 @@ def accel_backend() -> accel.Backend:
 
 @accel.hookimpl
 def accel_op_builders() -> Sequence[type[accel.OpBuilder]]:
+    from accel_xpu import ipex
     from accel_xpu.builders import LinearBuilder, TilingBuilder, TransformerBuilder
 
-    return [LinearBuilder, TilingBuilder, TransformerBuilder]
+    # The first of a family is the one that is got by its name.
+    return [LinearBuilder, TilingBuilder, TransformerBuilder, ipex.TransformerBuilder]

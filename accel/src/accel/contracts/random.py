@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64  # as int64
+# torch 2.8's vmap has no rule for a view of another dtype, 2.13's has.
+_VIEWS = torch.__version__ >= "2.13"
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
@@ -28,6 +30,13 @@ def _folded(z: Tensor, shift: int) -> Tensor:
     return (z >> shift).bitwise_and_(2 ** (64 - shift) - 1).bitwise_xor_(z)
 
 
+def _halves(z: Tensor) -> Tensor:
+    """int64 ``[..., n]`` as int32 ``[..., 2 n]``: of each its lower half, then its upper."""
+    if _VIEWS:
+        return z.view(torch.int32)
+    return torch.stack((z, z >> 32), -1).flatten(-2).to(torch.int32)
+
+
 def kept(seed: Tensor, rows: Tensor, columns: int, p: float) -> Tensor:
     """bool ``[*rows.shape, columns]``: which elements dropout with probability ``p`` leaves.
 
@@ -36,7 +45,7 @@ def kept(seed: Tensor, rows: Tensor, columns: int, p: float) -> Tensor:
     """
     state = _mixed(_mixed(seed) + rows * _GAMMA).unsqueeze(-1)
     pair = torch.arange(1, (columns + 1) // 2 + 1, device=rows.device)
-    bits = _mixed(state + pair.mul_(_GAMMA)).view(torch.int32)[..., :columns]
+    bits = _halves(_mixed(state + pair.mul_(_GAMMA)))[..., :columns]
     # Bits are compared as signed numbers: both sides less 2**31.
     least = round(p * 2**32)
     if least > 2**32 - 1:

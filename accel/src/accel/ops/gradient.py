@@ -20,6 +20,9 @@ from accel.op_builder import Kernel
 from accel.ops.watching import torch_is_watched
 from accel.torch_impls.views import unviewed
 
+# torch 2.8's compiler cannot look into is_autocast_available, 2.13's can.
+_ASKS_WHILE_TRACED = torch.__version__ >= "2.13"
+
 
 def save(contract: Contract, ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
     """Keep the arguments for backward; tensors as themselves, so that a Parameter stays one."""
@@ -88,7 +91,8 @@ def _tuple_of(gradients: Any) -> tuple[Tensor | None, ...]:
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:
     """A block in which nothing is cast; of a device without autocast, such as meta, any is."""
-    if not torch.amp.is_autocast_available(device_type):
+    asked = _ASKS_WHILE_TRACED or not torch.compiler.is_compiling()
+    if asked and not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
 

@@ -71,8 +71,10 @@ c10::Allocator* inner = nullptr;
 c10::DeleterFnPtr inner_deleter = nullptr;
 
 void count_and_free(void* block) {
-  bytes.subtract(size_of(block));
-  blocks.subtract(1);
+  if (block) {  // torch's own deleter takes none, too
+    bytes.subtract(size_of(block));
+    blocks.subtract(1);
+  }
   inner_deleter(block);
 }
 

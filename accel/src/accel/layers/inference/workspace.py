@@ -39,7 +39,8 @@ class Room(NamedTuple):
 
     def make(self) -> Kept:
         """Memory for it, nothing in it."""
-        shape, device = self[:4], self.device
+        # Not self[:4]: torch 2.8 does not compile that.
+        shape, device = (self.batch, self.capacity, self.heads, self.size), self.device
         with torch.inference_mode(False):  # what is made inside can never be written to outside
             keys, values = (torch.empty(shape, dtype=self.dtype, device=device) for _ in range(2))
         return Kept(keys, values)
