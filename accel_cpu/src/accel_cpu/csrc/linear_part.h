@@ -7,8 +7,8 @@
 // in L1; the panels are kept where there are more rows than that.
 #pragma once
 
-#include "linear_dots.h"
 #include "linear_few.h"
+#include "linear_product.h"
 
 namespace accel_cpu {
 namespace {
@@ -121,7 +121,10 @@ void many_rows(const RowsOf<Dot>& x, const W& w, ReadPanel<Dot, W> read, int64_t
 // The sums of x w^T, x of X, for each tile of the block.
 template <class Dot, class X>
 void product(const Matrix& x, const Matrix& w, int64_t k, const Results& results) {
-  if (k >= kLeastDotDepth) return dot_product<Dot, X>(x, w, k, results);
+  if (k >= kLeastDotDepth) {
+    using Rows = typename Dot::Arithmetic::Rows;
+    return dot_product<Rows, X>(x, PlainWeight<Rows, Dot>{w}, k, results);
+  }
   using Arithmetic = typename Dot::Arithmetic;
   const RowsOf<Arithmetic> rows = {x, stage_rows<Arithmetic, X>};
   const int64_t count = results.block.m1 - results.block.m0;
