@@ -90,11 +90,11 @@ def test_many_rows_are_added_to_a_partial_sum_and_written_in_place(dtype, wide):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cuts", [(64,), (512, 576), (128, 1024)], ids=str)
+@pytest.mark.parametrize("cuts", [(2048,), (2048, 4096)], ids=str)
 @pytest.mark.parametrize(("m", "n"), [(1, 70), (5, 64), (40, 200), (150, 131)])
 @pytest.mark.usefixtures("_threads")
 def test_tiles_of_whole_chunks_of_k_give_the_bits_of_the_whole(m, n, cuts, dtype):
-    k = 1100
+    k = 4300
     x, b = cancelling(m, k, dtype), randn(n, dtype=dtype)
     w = randn(n, k, seed=1).to(dtype)
     total = None

@@ -166,7 +166,7 @@ void turned_rows(const Matrix& x, const Matrix& w, int64_t k, const Results& res
   constexpr int64_t C = 2 * kSide, kMost = kStagedRows / (kSide / 2) * kMaxSlice;
   const int R = static_cast<int>(block.m1 - block.m0);
   auto* panel = static_cast<Bf16Tiles::Operand*>(scratch.x);
-  for_slices(block, scratch, k, kMost, [&](const Slice& slice) {
+  for_slices(block, scratch, k, kChunk, kMost, [&](const Slice& slice) {
     const int64_t k0 = slice.k0, size = slice.size;
     read_panel<Bf16Tiles>(PanelOf<>{x, block.m0, block.m1, k0, size}, 1, panel);
     for_columns(block, block.m0, block.m1, C, [&](const Block& tile) {

@@ -10,6 +10,7 @@ namespace {
 // subnormal operands and sums for zero.
 struct Bf16Pairs {
   using Arithmetic = Bf16Pairs;
+  using Rows = Bf16Pairs;
   using Element = bf16;
   template <class>
   using Of = Bf16Pairs;

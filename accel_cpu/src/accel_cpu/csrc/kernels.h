@@ -183,7 +183,14 @@ constexpr int64_t kMaxSlice = 512, kStagedRows = 72;
 constexpr int64_t kPanelSteps = kMaxSlice + kMaxSlice / kChunk;
 // The tallest, the widest and the largest tile of any instruction set. The widest is whole ones of
 // all others.
-constexpr int64_t kMaxTileRows = 32, kTileColumns = 64, kMaxTileSums = 1024;
+constexpr int64_t kMaxTileRows = 32, kTileColumns = 64, kMaxTileSums = 1152;
+
+// Where lanes are consecutive k (linear_dots.h): of a row what is summed before the lanes are
+// added, columns that are finished together, and that are packed together for few rows.
+constexpr int64_t kDotChunkBytes = 4096, kDotTile = 16, kPackedColumns = 64;
+constexpr int64_t kPackedRow = kDotChunkBytes + 64;  // bytes
+// k below which sums of lanes cost more than panels do.
+constexpr int64_t kLeastDotDepth = 128;
 
 // What a thread multiplies in, aligned to 64 bytes. The stride is no power of two, or rows would
 // meet in a few sets of the cache.

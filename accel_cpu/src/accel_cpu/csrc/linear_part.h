@@ -1,60 +1,17 @@
 // A part of linear, gated_linear or lora_linear on one thread, written over the vectors of the
 // vec_*.h included before it. The results do not depend on how the whole was cut (linear_tile.h).
 //
-// k is taken in slices; a row's sums wait in memory for the next one. Few rows take w as
+// Of a long k lanes are consecutive k (linear_dots.h). Of one below kLeastDotDepth they are
+// columns: k is taken in slices; a row's sums wait in memory for the next one. Few rows take w as
 // it is read. Of more, staged in L2 kStagedRows at a time, tile after tile passes by a panel of w
 // in L1; the panels are kept where there are more rows than that.
 #pragma once
 
 #include "linear_few.h"
-#include "linear_finish.h"
+#include "linear_product.h"
 
 namespace accel_cpu {
 namespace {
-
-// What a thread sums for a block of results over a slice of k.
-struct Slice {
-  const Block& block;
-  const LinearScratch& scratch;
-  int64_t k0, size;
-  bool last;
-};
-
-// Calls run(from, to) with where the sums of a tile of R rows and C columns come from, first of all
-// results.start(), and go to: their place, if results.place() has one, else they wait in memory
-// until results.finish() takes them there.
-template <class Run>
-void sum_tile(const Slice& slice, const Block& tile, int R, int64_t C, Run run,
-              const Results& results) {
-  const auto& [block, scratch, k0, size, last] = slice;
-  alignas(64) float sums[kMaxTileSums];
-  const TileSums place = results.place(tile, R, C), here = {sums, C};
-  float* kept = scratch.sums + (tile.m0 - block.m0) * scratch.sums_stride + (tile.n0 - block.n0);
-  const TileSums waiting = place.data ? place : TileSums{kept, scratch.sums_stride};
-  const TileStart from = k0 ? waiting : results.start(tile, R, C, here);
-  if (place.data || !last) return run(from, waiting);
-  run(from, here);
-  results.finish(tile, sums, C);
-}
-
-// Calls f(slice) for even slices of k, once where k is 0.
-template <class F>
-void for_slices(const Block& block, const LinearScratch& scratch, int64_t k, int64_t most, F f) {
-  const int64_t slices = (k + most - 1) / most, chunks = (k + kChunk - 1) / kChunk;
-  const int64_t even = slices ? (chunks + slices - 1) / slices * kChunk : 0;
-  int64_t k0 = 0;
-  do {
-    const int64_t size = smaller(k - k0, even);
-    f(Slice{block, scratch, k0, size, k0 + size == k});
-    k0 += size;
-  } while (k0 < k);
-}
-
-// Calls f(tile) for the tiles of C columns of these rows.
-template <class F>
-void for_columns(const Block& block, int64_t m0, int64_t m1, int64_t C, F f) {
-  for (int64_t n = block.n0; n < block.n1; n += C) f(Block{m0, m1, n, smaller(n + C, block.n1)});
-}
 
 template <class Dot>
 StagedRows<Dot> staged(const LinearScratch& scratch, int rows, int64_t k) {
@@ -94,7 +51,7 @@ void few_rows(const RowsOf<typename Dot::Arithmetic>& x, const Matrix& w, int64_
   // rows as much as can be staged.
   const int64_t most = w.by_columns ? kChunk : kStagedRows / R * kMaxSlice;
 
-  for_slices(block, scratch, k, most, [&](const Slice& slice) {
+  for_slices(block, scratch, k, kChunk, most, [&](const Slice& slice) {
     const int64_t k0 = slice.k0, size = slice.size, steps = steps_of<Dot>(size);
     const auto rows = staged<typename Dot::Arithmetic>(scratch, R, size);
     x.stage(block.m0, block.m1, k0, size, rows);
@@ -137,7 +94,7 @@ void many_rows(const RowsOf<Dot>& x, const W& w, ReadPanel<Dot, W> read, int64_t
   const int64_t most = once && w.by_columns ? kChunk : Tiles<Dot>::kSlice;
   const int64_t panel_size = vectors * kPanelSteps;
 
-  for_slices(block, scratch, k, most, [&](const Slice& slice) {
+  for_slices(block, scratch, k, kChunk, most, [&](const Slice& slice) {
     const int64_t k0 = slice.k0, size = slice.size, steps = steps_of<Dot>(size);
     const auto rows = staged<Dot>(scratch, R, size);
     for (int64_t m = block.m0; m < block.m1; m += together) {
@@ -164,6 +121,10 @@ void many_rows(const RowsOf<Dot>& x, const W& w, ReadPanel<Dot, W> read, int64_t
 // The sums of x w^T, x of X, for each tile of the block.
 template <class Dot, class X>
 void product(const Matrix& x, const Matrix& w, int64_t k, const Results& results) {
+  if (k >= kLeastDotDepth) {
+    using Rows = typename Dot::Arithmetic::Rows;
+    return dot_product<Rows, X>(x, PlainWeight<Rows, Dot>{w}, k, results);
+  }
   using Arithmetic = typename Dot::Arithmetic;
   const RowsOf<Arithmetic> rows = {x, stage_rows<Arithmetic, X>};
   const int64_t count = results.block.m1 - results.block.m0;

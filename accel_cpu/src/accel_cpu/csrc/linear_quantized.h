@@ -120,7 +120,7 @@ void few_quantized_rows(const RowsOf<Fp32>& x, const QuantizedMatrix& w, int64_t
   const int R = static_cast<int>(block.m1 - block.m0);
   auto* packed = static_cast<Vec*>(scratch.w);
   const auto tile_sums = w.bits == 8 ? quantized_tile_of<8>(R) : quantized_tile_of<4>(R);
-  for_slices(block, scratch, k, kStagedRows / R * kMaxSlice, [&](const Slice& slice) {
+  for_slices(block, scratch, k, kChunk, kStagedRows / R * kMaxSlice, [&](const Slice& slice) {
     const auto rows = staged<Fp32>(scratch, R, slice.size);
     x.stage(block.m0, block.m1, slice.k0, slice.size, rows);
     fill_chunk(rows, slice.size);

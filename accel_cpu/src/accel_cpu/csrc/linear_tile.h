@@ -1,5 +1,5 @@
-// The innermost part of every product: a tile of results, some rows of x by some vectors of columns
-// of w, summed over k.
+// The innermost part of a product whose lanes are columns: a tile of results, some rows of x by
+// some vectors of columns of w, summed over k.
 //
 // Every result is summed in one order, whatever is computed beside it and however w lies: kChunk
 // consecutive k one after the other (in pairs where an instruction multiplies pairs), then chunk

@@ -46,8 +46,16 @@ bool many_rows(const LinearArgs& args) { return args.m > kStagedRows; }
 // they are not, two a thread even out cores of uneven speed.
 constexpr int64_t kPartRows = 768, kPartColumns = 512;
 
+// Where lanes are along k a part is narrower: beside a few rows of x all of its columns pass by,
+// from L2.
+bool along_k(const LinearArgs& args) {
+  return !args.quantized.bits && args.k >= kLeastDotDepth;
+}
+int64_t part_columns(const LinearArgs& args) { return along_k(args) ? 128 : kPartColumns; }
+
 Cut cut_many_rows(const LinearArgs& args, int threads) {
-  int64_t row_parts = ceil_div(args.m, kPartRows), column_parts = ceil_div(args.n, kPartColumns);
+  const int64_t most = part_columns(args);
+  int64_t row_parts = ceil_div(args.m, kPartRows), column_parts = ceil_div(args.n, most);
   const auto rows = [&] { return ceil_div(args.m, row_parts); };
   const auto columns = [&] { return ceil_div(args.n, column_parts); };
   const int64_t large = args.m * args.n / (kPartColumns * kPartColumns);
@@ -73,14 +81,16 @@ Cut cut_few_rows(const LinearArgs& args, int threads) {
 
 Cut cut_of(const LinearArgs& args, int64_t columns, int threads) {
   Cut cut = many_rows(args) ? cut_many_rows(args, threads) : cut_few_rows(args, threads);
-  if (columns) cut.columns = round_up(std::min(columns, kPartColumns), kTileColumns);
+  if (columns) cut.columns = round_up(std::min(columns, part_columns(args)), kTileColumns);
   return cut;
 }
 
 LinearScratch linear_scratch(const LinearArgs& args, const Cut& cut) {
   const int64_t stride = cut.columns + kTileColumns;
-  const int64_t of_w = (many_rows(args) ? cut.columns + kTileColumns : kTileColumns) * kPanelSteps;
-  const int64_t of_x = (kStagedRows + kMaxTileRows) * kMaxSlice;
+  const int64_t row = along_k(args) ? kPackedRow / sizeof(float) : kPanelSteps;
+  const int64_t of_w = (many_rows(args) ? cut.columns + kTileColumns : kTileColumns) * row;
+  const int64_t of_x = std::max((kStagedRows + kMaxTileRows) * kMaxSlice,
+                                static_cast<int64_t>(kStagedRows * kPackedRow / sizeof(float)));
   const int64_t of_sums = (cut.rows + kMaxTileRows) * stride;
   const bool two = args.gated || args.rank;
   float* w = scratch(of_w + of_x + (two ? 2 : 1) * of_sums);

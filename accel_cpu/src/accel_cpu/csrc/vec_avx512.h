@@ -10,7 +10,6 @@
 #pragma GCC diagnostic pop
 
 #include "element.h"
-#include "reduce_avx.h"
 
 namespace accel_cpu {
 namespace {
@@ -20,6 +19,7 @@ constexpr int kLanes = 16;
 // 24 accumulators, a vector of each row of x and one of w fit in the 32 registers.
 constexpr int kAccumulators = 24;
 constexpr int kTileRows = 12;  // of the tallest tile
+constexpr int kDotRows = 6;  // against four of w, lanes along k
 // What it gains: ahead.h.
 constexpr bool kAsksAhead = true;
 
@@ -142,14 +142,23 @@ inline void transpose(Vec (&v)[kLanes]) {
   }
 }
 
-inline __m256 add_halves(Vec a) {
-  return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+// The sums of v[0] to v[3]: of the quarters lanes 0 and 2, 1 and 3, then the two; then quarters 0
+// and 1, 2 and 3, then the two. Four together take 15 operations.
+inline __m128 sums4(const Vec* v) {
+  const auto pairs = [](Vec a, Vec b) {
+    return _mm512_castps_pd(add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+  };
+  const __m512d ab = pairs(v[0], v[1]), cd = pairs(v[2], v[3]);
+  const Vec sums = add(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                       _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+  return _mm_add_ps(
+      _mm_add_ps(_mm512_castps512_ps128(sums), _mm512_extractf32x4_ps(sums, 1)),
+      _mm_add_ps(_mm512_extractf32x4_ps(sums, 2), _mm512_extractf32x4_ps(sums, 3)));
 }
-
-// out[j] = the sum of v[j], halving: lanes i and i + 8, then i + 4, i + 2, i + 1.
-inline void reduce4(const Vec* v, float* out) {
-  _mm_storeu_ps(out,
-                reduce4(add_halves(v[0]), add_halves(v[1]), add_halves(v[2]), add_halves(v[3])));
+inline void reduce4(const Vec* v, float* out) { _mm_storeu_ps(out, sums4(v)); }
+// out[j] = before[j] + the sum of v[j]
+inline void reduce4(const Vec* v, const float* before, float* out) {
+  _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(before), sums4(v)));
 }
 
 }  // namespace

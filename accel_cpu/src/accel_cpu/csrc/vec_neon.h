@@ -14,6 +14,7 @@ constexpr int kLanes = 4;
 // a load of its own, so tiles are wide rather than tall: 10 loads a step, of 12 by 2 vectors 14.
 constexpr int kAccumulators = 24;
 constexpr int kTileRows = 6;  // of the tallest tile
+constexpr int kDotRows = 6;  // against four of w, lanes along k
 constexpr bool kAsksAhead = false;  // not measured on any processor
 
 inline Vec zero() { return vdupq_n_f32(0); }
@@ -150,10 +151,15 @@ inline void transpose(Vec (&v)[kLanes]) {
 }
 
 // out[j] = the sum of v[j], halving: lanes i and i + 2, then i + 1.
-inline void reduce4(const Vec* v, float* out) {
+inline Vec sums4(const Vec* v) {
   const Vec of01 = add(low_halves(v[0], v[1]), high_halves(v[0], v[1]));
   const Vec of23 = add(low_halves(v[2], v[3]), high_halves(v[2], v[3]));
-  store(out, vpaddq_f32(of01, of23));
+  return vpaddq_f32(of01, of23);
+}
+inline void reduce4(const Vec* v, float* out) { store(out, sums4(v)); }
+// out[j] = before[j] + the sum of v[j]
+inline void reduce4(const Vec* v, const float* before, float* out) {
+  store(out, add(load(before), sums4(v)));
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ namespace {
 constexpr int kLanes = 4;
 constexpr int kAccumulators = 4;
 constexpr int kTileRows = 2;  // of the tallest tile
+constexpr int kDotRows = 2;  // against four of w, lanes along k
 constexpr bool kAsksAhead = false;
 
 struct Vec {
@@ -159,6 +160,12 @@ inline void transpose(Vec (&v)[kLanes]) {
 inline void reduce4(const Vec* v, float* out) {
   for (int j = 0; j < 4; ++j)
     out[j] = (v[j].lane[0] + v[j].lane[2]) + (v[j].lane[1] + v[j].lane[3]);
+}
+// out[j] = before[j] + the sum of v[j]
+inline void reduce4(const Vec* v, const float* before, float* out) {
+  float sums[4];
+  reduce4(v, sums);
+  for (int j = 0; j < 4; ++j) out[j] = before[j] + sums[j];
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ struct Widened;
 // Multiplies in fp32; a step is one k.
 struct Fp32 {
   using Arithmetic = Fp32;
+  using Rows = Widened<float>;  // how rows of x are read
   template <class X>
   using Of = Widened<X>;
   using Staged = float;  // what a row of x holds for one step
