@@ -106,8 +106,10 @@ class Generate:
         prompts are embeddings, parameters are sharded, or ``release_inference_cache`` drops it all.
 
         An error on the way gives the cache back. Where memory is short it is tried once more, after
-        what torch keeps was given back, too; then CapacityError. UnsupportedCapability while
-        another call of the same model runs, in another thread or around this one.
+        what torch keeps was given back, too; then CapacityError. It is not where objects of the
+        caller's look on, or other processes have come to the forward that failed.
+        UnsupportedCapability while another call of the same model runs, in another thread or around
+        this one.
 
         ExactnessError with ``check_exact``, if a token's value is not what ``logprobs`` makes it.
         """
@@ -150,7 +152,7 @@ class Generate:
                 uniform = sampling.uniforms(seed, samples, lengths, new_tokens)
             try:
                 rollout = self._roll_again_if_short(
-                    request, adapter, lengths, uniform, seed, reuse_prefix, company
+                    request, company, adapter, lengths, uniform, seed, reuse_prefix
                 )
             finally:
                 if self.config.release_inference_cache:
@@ -161,22 +163,23 @@ class Generate:
         company.keep(lambda: self._idle(request))
         return rollout if request.as_object or return_logprobs else rollout.sequences
 
-    def _roll_again_if_short(self, request: Request, *given: Any) -> Rollout:
+    def _roll_again_if_short(self, request: Request, company: Company, *given: Any) -> Rollout:
         """Once more where memory was short, by what can be given back; not where objects of the
-        caller's have looked on."""
+        caller's have looked on, or other processes wait in the middle of the forward that failed.
+        """
         device = next(self.model.parameters()).device
         try:
-            return self._roll(request, *given)
+            return self._roll(request, company, *given)
         except (RuntimeError, MemoryError) as error:
             if not is_short(error):
                 raise
-            if request.whole:
+            if request.whole or company.came:
                 self.cache.release()
                 raise _short(error, "once") from error
         # Out here nothing holds what the first time took.
         give_back(self.cache, device)
         try:
-            return self._roll(request, *given)
+            return self._roll(request, company, *given)
         except (RuntimeError, MemoryError) as error:
             if not is_short(error):
                 raise
@@ -184,8 +187,8 @@ class Generate:
             raise _short(error, "twice, though what was kept was given back") from error
 
     def _roll(
-        self, request: Request, adapter: str | None, lengths: list[int], uniform: Tensor | None,
-        seed: int, reuse: bool, company: Company,
+        self, request: Request, company: Company, adapter: str | None, lengths: list[int],
+        uniform: Tensor | None, seed: int, reuse: bool,
     ) -> Rollout:  # fmt: skip
         """All answers, in as few waves as the cache's limit permits."""
         like, count = next(self.model.parameters()), len(lengths)
