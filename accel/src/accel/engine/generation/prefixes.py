@@ -111,20 +111,19 @@ class Prefixes:
         held: Held | None = self.cache.held
         if held is None:
             return []
-        found = [held.longest(self.prompts.tokens(row)) for row in fed]
+        found = [held.longest(self.prompts.tokens[row]) for row in fed]
         self.reused += sum(count for _, count in found)
         return found
 
     def keep(self, rows: Tensor, answers: Answers) -> None:
         """A wave has made these of the answers, which lie in the cache in that order, but for the
         last token of each."""
-        held = []
-        for row in rows.tolist():
-            count = int(answers.counts[row].sum())
-            if not count:  # stopped before the first, and perhaps before its prompt was computed
-                return
-            tokens = self.prompts.tokens(int(self.prompts.alike[row]))
-            held.append(tokens + answers.tokens[row, : count - 1].tolist())
+        counts = answers.counts[rows].sum(1).tolist()
+        if not all(counts):  # stopped before the first, and perhaps before prompts were computed
+            return
+        prompts = (self.prompts.tokens[row] for row in self.prompts.alike[rows].tolist())
+        made = zip(prompts, answers.tokens[rows].tolist(), counts)
+        held = [prompt + answer[: count - 1] for prompt, answer, count in made]
         self.cache.held = Held(self.made, held, self.cache.capacity)
 
 
