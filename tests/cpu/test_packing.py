@@ -35,3 +35,14 @@ def test_another_view_of_the_same_memory_is_another_weight():
         found = [ops.linear(x, w) for w in (both, both.t(), both[:3])]
     for y, w in zip(found, (both, both.t(), both[:3])):
         assert same_bits(y, ops.linear(x, w))
+
+
+def test_memory_that_a_weight_has_left_is_not_taken_for_it():
+    x, w = randn(4, 16), randn(6, 16, seed=1)
+    with frozen_weights():
+        ops.linear(x, w)
+        w.data = w.clone()  # as when a model goes to another device and comes back
+        others = [randn(6, 16, seed=2 + seed) for seed in range(9)]  # of the memory that is free
+        found = [ops.linear(x, other) for other in others]
+    for y, other in zip(found, others):
+        assert same_bits(y, ops.linear(x, other))

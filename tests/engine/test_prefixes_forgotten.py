@@ -11,6 +11,7 @@ import pytest
 import snapshots
 import torch
 from measures import seeded
+from torch.nn.modules.module import register_module_forward_hook
 from turns import ASKED, again, assert_same, engine_of, first
 
 import accel
@@ -101,6 +102,33 @@ def test_it_is_forgotten_once_other_implementations_serve():
     with accel.ops.use("rms_norm=reference"):
         made = again(engine, roll)
     assert (made.reused, made.not_reused) == (0, "other implementations serve")
+
+
+def louder(module, given, found):
+    return found * 1.5
+
+
+def hooked(engine):
+    """What takes it away again."""
+    return engine.model.model.layers[0].register_forward_hook(louder).remove
+
+
+def hooked_everywhere(engine):
+    return register_module_forward_hook(lambda *given: None).remove
+
+
+@pytest.mark.parametrize("change", [hooked, hooked_everywhere], ids=lambda c: c.__name__)
+def test_it_is_forgotten_once_there_are_other_hooks(change):
+    engine = engine_of(models.llama(initializer_range=0.15), check_exact=True)
+    roll = first(engine)
+    undo = change(engine)
+    try:
+        made = again(engine, roll)
+        assert (made.reused, "other hooks" in made.not_reused) == (0, True)
+        assert again(engine, roll).reused == 3 * 16
+    finally:
+        undo()
+    assert "other hooks" in again(engine, roll).not_reused
 
 
 @pytest.mark.parametrize(

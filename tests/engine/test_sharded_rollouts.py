@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 import accel
 from accel.engine.cache import BUCKET
-from accel.errors import UnsupportedCapability
+from accel.errors import CapacityError, UnsupportedCapability
 
 EVERY_TOKEN = list(range(models.VOCAB))
 ROOM = 2 * 2 * 2 * 16 * 4 * BUCKET  # of a sequence: keys, values; layers, heads, fp32
@@ -67,6 +67,10 @@ def sharded(make, mesh):
     return model
 
 
+def short_of_memory(*given):
+    raise torch.OutOfMemoryError("out of memory")
+
+
 def work(rank, port, found):
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
@@ -78,6 +82,9 @@ def work(rank, port, found):
         engine = accel.HybridEngine(sharded(plain, mesh))
         with pytest.raises(UnsupportedCapability, match=r"is sharded over processes.*whether"):
             engine.generate(seeded((1, 4)), max_new_tokens=2, reuse_prefix=True)
+        engine.plan.model.model.layers[1].register_forward_pre_hook(short_of_memory)
+        with pytest.raises(CapacityError, match="once"):  # others would wait for another gathering
+            engine.generate(seeded((1, 4)), max_new_tokens=2)
         torch.save(made, found / str(rank))
     finally:
         dist.destroy_process_group()

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-# Those kept, by what made them of which tensors. The tensors are kept beside them, so that their
-# addresses are not given to others.
+# Those kept, by what made them of which tensors. Those tensors' memory is kept beside them, so that
+# its addresses are not given to others.
 _Kept = dict[tuple[Any, ...], tuple[tuple[Tensor | None, ...], Any]]
 _frozen: ContextVar[_Kept | None] = ContextVar("accel_cpu_frozen_weights", default=None)
 
@@ -45,7 +45,8 @@ def packed(pack: Callable[..., Any], rows: int, *tensors: Tensor | None) -> Any:
         return pack(rows, *tensors)
     key = (pack, *map(_place, tensors))
     if key not in frozen:
-        frozen[key] = (tensors, pack(rows, *tensors))
+        memory = tuple(None if t is None else t.detach() for t in tensors)
+        frozen[key] = (memory, pack(rows, *tensors))
     return frozen[key][1]
 
 

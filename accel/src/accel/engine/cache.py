@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from accel.engine.sequences import Sequences
 from accel.engine.spec import DecoderSpec
-from accel.errors import CapacityError
+from accel.errors import CapacityError, UnsupportedCapability
 
 # Room is made in steps of this many tokens, so that answers of similar length share an allocation.
 BUCKET = 64
@@ -37,12 +39,30 @@ class KVCache:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._reserved: tuple[DecoderSpec, int, int, Tensor] | None = None
+        self._used = Lock()
 
     def __deepcopy__(self, memo: object) -> KVCache:
         return KVCache(self.limit)
 
     def __reduce__(self) -> tuple[Callable[..., KVCache], tuple[int | None]]:
         return KVCache, (self.limit,)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """By the body alone. UnsupportedCapability if somebody uses it already."""
+        taken = False
+        try:
+            taken = self._used.acquire(blocking=False)
+            if not taken:
+                raise UnsupportedCapability(
+                    "the model's KV cache is used by another call of generate, in another thread "
+                    "or around this one (a processor, streamer, abort or hook of it calls this); "
+                    "wait for that one, or take a deepcopy of the model, which has its own"
+                )
+            yield
+        finally:
+            if taken:
+                self._used.release()
 
     @property
     def bytes(self) -> int:

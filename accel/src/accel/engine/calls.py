@@ -82,7 +82,7 @@ class Scoring(Call):
         batch, length = self.ids.shape
         before, after = sequences.successions()
         h = hidden.flatten(0, 1).index_select(0, before)
-        targets = self.ids.flatten().index_select(0, after)
+        targets = self.ids.flatten().index_select(0, after).to(torch.int64)
         values, entropies = _scored(head, h, targets, self.temperature)
         entries = (after // length, after % length - 1)
         empty = values.new_zeros(batch, length - 1)

@@ -189,8 +189,11 @@ class HybridEngine:
             yield self
 
     def release_cache(self) -> None:
-        """Give the KV cache back; the next rollout makes another."""
-        self._generate().cache.release()
+        """Give the KV cache back; the next rollout makes another. UnsupportedCapability while one
+        is under way."""
+        cache = self._generate().cache
+        with cache.used():
+            cache.release()
 
     def logprobs(
         self,

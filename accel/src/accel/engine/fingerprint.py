@@ -43,6 +43,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     """
     tensors: dict[str, tuple[object, ...]] = {}
     hashes: dict[str, Tensor] = {}
+    factors = _factors()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if hasattr(tensor, "to_local") or hasattr(tensor, "ds_id"):
             raise UnsupportedCapability(
@@ -50,15 +51,20 @@ def fingerprint(model: nn.Module) -> Fingerprint:
                 "values have changed"
             )
         tensors[name] = (tuple(tensor.shape), tensor.dtype, tensor.device)
-        hashes[name] = _hashes(tensor.detach())
+        factors = factors.to(tensor.device)
+        hashes[name] = _hashes(tensor.detach(), factors)
     return Fingerprint(tensors, hashes)
 
 
-def _hashes(tensor: Tensor) -> Tensor:
+def _factors() -> Tensor:
+    """int64 ``[_TOGETHER]``, always the same."""
+    drawn = torch.Generator().manual_seed(0x5EED)
+    return torch.randint(-(2**63), 2**63 - 1, (_TOGETHER,), generator=drawn)
+
+
+def _hashes(tensor: Tensor, factors: Tensor) -> Tensor:
     """int64 ``[chunks]``."""
     words = _words(tensor.contiguous().flatten())
-    drawn = torch.Generator().manual_seed(0x5EED)
-    factors = torch.randint(-(2**63), 2**63 - 1, (_TOGETHER,), generator=drawn).to(tensor.device)
     products = torch.empty_like(factors)
     found = [
         torch.mul(part, factors[: len(part)], out=products[: len(part)]).sum()

@@ -100,12 +100,16 @@ class Generate:
         Reuse changes no bit while ``exact``, whichever rows there are: the token's values do not
         depend on when those before it were computed. What was kept is forgotten, and
         :attr:`Rollout.not_reused` says why, if a parameter or buffer is not bitwise what it was
-        (all are read to know it), other adapters, copies of weights or implementations serve, or
-        another call came between. Hooks see what is computed only. Refused by name where prompts
-        are embeddings, parameters are sharded, or ``release_inference_cache`` drops it all.
+        (all are read to know it), other adapters, copies of weights or implementations serve, hooks
+        were added or taken away, or another call came between. Hooks see what is computed only, and
+        are trusted to do what they did. Of several waves the last is kept. Refused by name where
+        prompts are embeddings, parameters are sharded, or ``release_inference_cache`` drops it all.
 
         An error on the way gives the cache back. Where memory is short it is tried once more, after
-        what torch keeps was given back, too; then CapacityError.
+        what torch keeps was given back, too; then CapacityError. It is not where objects of the
+        caller's look on, or other processes have come to the forward that failed.
+        UnsupportedCapability while another call of the same model runs, in another thread or around
+        this one.
 
         ExactnessError with ``check_exact``, if a token's value is not what ``logprobs`` makes it.
         """
@@ -134,44 +138,48 @@ class Generate:
                 "reuse_prefix": reuse_prefix,
             }  # fmt: skip
             return by_transformers(self.model, refused, given, ours)
-        seed = self.new_seed() if seed is None else seed
         lengths = request.prompts.lengths()
         new_tokens = request.max_new_tokens
         requests.require_room(self.spec, max(lengths), new_tokens, self.config.max_out_tokens)
-        uniform = None
+        samples = None
         if request.sampled:
             samples = sampling.samples_of(request.prompts.contents(), sample_ids)
-            uniform = sampling.uniforms(seed, samples, lengths, new_tokens)
         company = Company(self.model)
-        try:
-            rollout = self._roll_again_if_short(
-                request, adapter, lengths, uniform, seed, reuse_prefix, company
-            )
-        finally:
-            if self.config.release_inference_cache:
-                self.cache.release()
+        with self.cache.used():
+            seed = self.new_seed() if seed is None else seed
+            uniform = None
+            if samples is not None:
+                uniform = sampling.uniforms(seed, samples, lengths, new_tokens)
+            try:
+                rollout = self._roll_again_if_short(
+                    request, company, adapter, lengths, uniform, seed, reuse_prefix
+                )
+            finally:
+                if self.config.release_inference_cache:
+                    self.cache.release()
         if self.config.check_exact:
             rows = self.config.micro_batch_size
             verify(self.model, self.spec, request.prompts, rollout, adapter, rows, company.comes)
         company.keep(lambda: self._idle(request))
         return rollout if request.as_object or return_logprobs else rollout.sequences
 
-    def _roll_again_if_short(self, request: Request, *given: Any) -> Rollout:
+    def _roll_again_if_short(self, request: Request, company: Company, *given: Any) -> Rollout:
         """Once more where memory was short, by what can be given back; not where objects of the
-        caller's have looked on."""
+        caller's have looked on, or other processes wait in the middle of the forward that failed.
+        """
         device = next(self.model.parameters()).device
         try:
-            return self._roll(request, *given)
+            return self._roll(request, company, *given)
         except (RuntimeError, MemoryError) as error:
             if not is_short(error):
                 raise
-            if request.whole:
+            if request.whole or company.came:
                 self.cache.release()
                 raise _short(error, "once") from error
         # Out here nothing holds what the first time took.
         give_back(self.cache, device)
         try:
-            return self._roll(request, *given)
+            return self._roll(request, company, *given)
         except (RuntimeError, MemoryError) as error:
             if not is_short(error):
                 raise
@@ -179,8 +187,8 @@ class Generate:
             raise _short(error, "twice, though what was kept was given back") from error
 
     def _roll(
-        self, request: Request, adapter: str | None, lengths: list[int], uniform: Tensor | None,
-        seed: int, reuse: bool, company: Company,
+        self, request: Request, company: Company, adapter: str | None, lengths: list[int],
+        uniform: Tensor | None, seed: int, reuse: bool,
     ) -> Rollout:  # fmt: skip
         """All answers, in as few waves as the cache's limit permits."""
         like, count = next(self.model.parameters()), len(lengths)

@@ -25,6 +25,7 @@ from accel.engine.modules.lora import LoraLinear
 from accel.engine.serving import served
 from accel.engine.spec import DecoderSpec
 from accel.errors import UnsupportedCapability
+from accel.layers.hooks import forward_hooks
 
 # Numbers as bytes that sort as the numbers do.
 _SORTED = np.dtype(">i8")
@@ -34,12 +35,13 @@ _SORTED = np.dtype(">i8")
 class Made:
     """What keys and values were made by: the model's ``weights``, the ``adapters`` that acted, by
     layer with their scales, ``copies`` of weights that somebody keeps, each as long as it is the
-    same, and which implementations ``serve``."""
+    same, which implementations ``serve``, and the ``hooks`` that modules have."""
 
     weights: Fingerprint
     adapters: list[list[tuple[str, float]]]
     copies: tuple[object, ...]
     serve: dict[str, str]
+    hooks: list[tuple[int, ...]]
 
     @classmethod
     def by(
@@ -51,7 +53,7 @@ class Made:
         layers = [layer for layer in found if isinstance(layer, LoraLinear)]
         acting = [[(a.name, a.scale) for a in layer.acting()] for layer in layers]
         serve, _ = served(model, spec, config, lora=bool(layers))
-        return cls(fingerprint(model), acting, copies, serve)
+        return cls(fingerprint(model), acting, copies, serve, forward_hooks(model))
 
     def differs(self, other: Made) -> str | None:
         """What is not as it was; None if all is."""
@@ -62,7 +64,9 @@ class Made:
             return "other LoRA adapters act, or with other scales"
         if any(one is not two for one, two in zip(self.copies, other.copies)):
             return "other copies of weights are read"
-        return "other implementations serve" if self.serve != other.serve else None
+        if self.serve != other.serve:
+            return "other implementations serve"
+        return "modules have other hooks" if self.hooks != other.hooks else None
 
 
 def require_kept(config: HybridEngineConfig, embeds: Tensor | None) -> None:
@@ -93,7 +97,9 @@ class Prefixes:
         self.reused = 0
         self.not_reused: str | None = None
         if cache.held is None:
-            self.not_reused = "no rollout with reuse_prefix=True came right before"
+            self.not_reused = (
+                "no rollout with reuse_prefix=True came right before, or its cache was given back"
+            )
         else:
             self.not_reused = cache.held.made.differs(made)
         if self.not_reused is not None:
@@ -105,20 +111,19 @@ class Prefixes:
         held: Held | None = self.cache.held
         if held is None:
             return []
-        found = [held.longest(self.prompts.tokens(row)) for row in fed]
+        found = [held.longest(self.prompts.tokens[row]) for row in fed]
         self.reused += sum(count for _, count in found)
         return found
 
     def keep(self, rows: Tensor, answers: Answers) -> None:
         """A wave has made these of the answers, which lie in the cache in that order, but for the
         last token of each."""
-        held = []
-        for row in rows.tolist():
-            count = int(answers.counts[row].sum())
-            if not count:  # stopped before the first, and perhaps before its prompt was computed
-                return
-            tokens = self.prompts.tokens(int(self.prompts.alike[row]))
-            held.append(tokens + answers.tokens[row, : count - 1].tolist())
+        counts = answers.counts[rows].sum(1).tolist()
+        if not all(counts):  # stopped before the first, and perhaps before prompts were computed
+            return
+        prompts = (self.prompts.tokens[row] for row in self.prompts.alike[rows].tolist())
+        made = zip(prompts, answers.tokens[rows].tolist(), counts)
+        held = [prompt + answer[: count - 1] for prompt, answer, count in made]
         self.cache.held = Held(self.made, held, self.cache.capacity)
 
 

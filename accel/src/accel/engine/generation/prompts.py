@@ -59,10 +59,11 @@ class Prompts:
         found = [first.setdefault(c, row) for row, c in enumerate(_contents(self.fed, self.mask))]
         return torch.tensor(found, device=self.mask.device).repeat_interleave(self.each)
 
-    def tokens(self, row: int) -> list[int]:
-        """The real ones of a prompt."""
-        found: list[int] = self.ids[row][self.mask[row] != 0].tolist()
-        return found
+    @cached_property
+    def tokens(self) -> list[list[int]]:
+        """The real ones of each prompt."""
+        ids, real = self.ids.to(HOST), self.mask.to(HOST) != 0
+        return [row[kept].tolist() for row, kept in zip(ids, real)]
 
     def behind(self, rows: Tensor, had: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(ids, mask) of these prompts, without as many first tokens of each as ``had`` says."""
