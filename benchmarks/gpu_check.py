@@ -171,11 +171,14 @@ def main() -> int:
         if asked.rehearse:
             ops, models = ops or ["linear"], models or ["llama"]
         # Ops that are made of others come last in the table and take longest: they start first.
-        checking = checks(ops or _known(env, _OPS)[::-1], models or _known(env, _MODELS))
+        checking = checks(
+            ops or _known(env, _OPS)[::-1] or ["linear"],
+            models or _known(env, _MODELS) or ["llama"],
+        )
         measuring = measurements()
         at_once = 1 if asked.rehearse else max(1, min(10, (os.cpu_count() or 2) * 2 // 3))
         device = re.sub(r"[^A-Za-z0-9.]+", "-", machine["device"]).strip("-")
-        into = asked.out / (f"rehearsal-{device}" if asked.rehearse else device)
+        into = asked.out / device
         everything = [*checking, *measuring]
         runner.ended = lambda: write(working, into, machine, everything)
         runner.run(checking, at_once, TOGETHER)
@@ -223,6 +226,7 @@ _MODELS = f"import sys; sys.path.append({str(ROOT / 'tests' / 'engine')!r})\n" \
 
 
 def _known(env: dict[str, str], where: str) -> list[str]:
+    """Names of what there is; none where that cannot be imported, which a stage will tell of."""
     script = f"{where}\nimport json; print(json.dumps(list(found)))"
     done = subprocess.run([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE)
     found: list[str] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
