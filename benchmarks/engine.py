@@ -26,20 +26,22 @@ TRAINING = (1, 128)
 ROUNDS, PATIENCE = 3, 60.0
 
 
-def model_of(dtype: torch.dtype) -> LlamaForCausalLM:
+def model_of(dtype: torch.dtype, layers: int = 8) -> LlamaForCausalLM:
+    """On the accelerator's device."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=8000, hidden_size=512, intermediate_size=1376, num_hidden_layers=8,
+        vocab_size=8000, hidden_size=512, intermediate_size=1376, num_hidden_layers=layers,
         num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=2048,
         pad_token_id=0, eos_token_id=None,
     )  # fmt: skip
-    return LlamaForCausalLM(config).to(dtype)
+    return LlamaForCausalLM(config).to(accel.get_accelerator().device(), dtype)
 
 
-def rows() -> Iterator[dict[str, Any]]:
-    """One row per dtype and task: tokens per second of both, and how many times faster ours is."""
-    for dtype in (torch.float32, torch.bfloat16):
-        theirs, ours = model_of(dtype), model_of(dtype)
+def rows(rehearse: bool = False) -> Iterator[dict[str, Any]]:
+    """One row per dtype and task: tokens per second of both, and how many times faster ours is.
+    A rehearsal has one layer and one dtype."""
+    for dtype in (torch.float32, torch.bfloat16)[: 1 if rehearse else 2]:
+        theirs, ours = (model_of(dtype, 1 if rehearse else 8) for _ in range(2))
         accel.hybridize(ours)
         for name, tokens, task in tasks():
             models = {"transformers": theirs, "accel": ours}
@@ -62,14 +64,15 @@ def repeated(task: Callable[[Any], object], model: Any, repeats: int) -> None:
 
 def tasks() -> Iterator[tuple[str, int, Callable[[Any], object]]]:
     """(name, tokens it handles, what to do with a model)"""
+    device = accel.get_accelerator().device()
     for batch in BATCHES:
-        ids = torch.randint(1, 8000, (batch, PROMPT))
+        ids = torch.randint(1, 8000, (batch, PROMPT)).to(device)
         # The prompts' forward is in both; of PROMPT + NEW tokens NEW are decoded.
         yield f"generate {NEW}, batch {batch}", batch * NEW, lambda m, ids=ids: generate(m, ids)
-    ids = torch.randint(1, 8000, (1, PREFILL))
+    ids = torch.randint(1, 8000, (1, PREFILL)).to(device)
     yield f"forward 1x{PREFILL}", PREFILL, lambda m: forward(m, ids)
     batch, length = TRAINING
-    rows = torch.randint(1, 8000, TRAINING)
+    rows = torch.randint(1, 8000, TRAINING).to(device)
     yield f"training step {batch}x{length}", batch * length, lambda m: train(m, rows)
 
 

@@ -83,18 +83,20 @@ def source(kernel, args, constants):
     names = list(inspect.signature(kernel.fn).parameters)
     given = dict(zip(names, args)) | constants
     generic = {p.name for p in kernel.params if p.do_not_specialize}
+    anywhere = {p.name for p in kernel.params if p.do_not_specialize_on_alignment}
     for i, name in enumerate(names):
         value = given[name]
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            if value.data_ptr() % 16 == 0 and name not in anywhere:
+                attributes[(i,)] = [["tt.divisibility", 16]]
         elif name in constants or value is None or (value == 1 and name not in generic):
             signature[name], known[name] = "constexpr", value
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0 and name not in generic:
+            if value % 16 == 0 and name not in generic | anywhere:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, known, attributes)
 

@@ -11,6 +11,9 @@ import triton.language as tl
 
 from accel.triton_kernels.curves import tanh
 
+# What begins where a block of rows does, which is anywhere.
+_ANYWHERE = ["ids", "logprob", "entropy", "log_sum"]
+
 
 @triton.jit
 def _adjusted(z, scale, softcap, temperature, CAPPED: tl.constexpr):
@@ -20,7 +23,11 @@ def _adjusted(z, scale, softcap, temperature, CAPPED: tl.constexpr):
     return tl.div_rn(z, temperature)
 
 
-@triton.jit(do_not_specialize=["segments"])
+# Of a tile's width the compiler must not know more than of all columns: it would lay out a segment,
+# and so order its sum, otherwise.
+@triton.jit(
+    do_not_specialize=["columns", "first", "segments"], do_not_specialize_on_alignment=["ids"]
+)
 def fold(
     z, ids, tops, totals, moments, chosens, columns, first, segments, scale, softcap, temperature,
     CAPPED: tl.constexpr, BLOCK: tl.constexpr,
@@ -48,7 +55,7 @@ def fold(
     tl.store(chosens + at, chosen)
 
 
-@triton.jit(do_not_specialize=["segments"])
+@triton.jit(do_not_specialize=["segments"], do_not_specialize_on_alignment=_ANYWHERE)
 def merge(
     ids, tops, totals, moments, chosens, logprob, entropy, log_sum, width, segments,
     BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,

@@ -26,23 +26,37 @@ from accel.triton_kernels.tuning import Tuning
 
 
 @triton.jit
+def added(lanes, K: tl.constexpr):
+    """[ROWS, 1]: the sum of ``lanes`` [ROWS, K], of neighbours first, then of their sums.
+
+    The order is written out: that of ``tl.sum`` follows from how the compiler lays a tile out over
+    threads, and that from the tile's warps and from what it knows of x's strides and address.
+    """
+    for i in tl.static_range(16):
+        if (2 << i) <= K:
+            left, right = tl.split(tl.reshape(lanes, (ROWS, K // (2 << i), 2)))
+            lanes = left + right
+    return lanes
+
+
+@triton.jit
 def statistics(x, rows, m, k_size, x_row, x_k, eps, CENTRED: tl.constexpr, K: tl.constexpr):
     """(mean, 1 / deviation) of rows of x [m, k_size], each [ROWS, 1] in fp32, the mean 0 unless
-    ``CENTRED``. Column k goes to lane k % K of the sum, then the lanes are added: one order."""
+    ``CENTRED``. Column k goes to lane k % K of the sum, then lanes are :func:`added`: one order."""
     mean = tl.zeros((ROWS, 1), tl.float32)
     if CENTRED:
         lanes = tl.zeros((ROWS, K), tl.float32)
         for k in range(0, k_size, K):
             ks = k + tl.arange(0, K)
             lanes += load_rows(x, rows, m, ks, k_size, x_row, x_k).to(tl.float32)
-        mean = tl.sum(lanes, axis=1)[:, None] / k_size
+        mean = added(lanes, K) / k_size
     squares = tl.zeros((ROWS, K), tl.float32)
     for k in range(0, k_size, K):
         ks = k + tl.arange(0, K)
         off = load_rows(x, rows, m, ks, k_size, x_row, x_k).to(tl.float32) - mean
         off = tl.where((ks < k_size)[None, :], off, 0.0)
         squares += off * off
-    return mean, 1 / tl.sqrt(tl.sum(squares, axis=1)[:, None] / k_size + eps)
+    return mean, 1 / tl.sqrt(added(squares, K) / k_size + eps)
 
 
 @triton.jit(do_not_specialize=["m"])
