@@ -5,7 +5,7 @@ import json
 import pytest
 
 import accel_conformance
-from accel import testing
+from accel import Refusal, testing
 
 
 @pytest.mark.parametrize(("level", "cases"), [("full", ["builders/cached/answer"]), ("smoke", [])])
@@ -29,3 +29,15 @@ def test_without_a_compiler_a_library_shows_nothing(conform, monkeypatch):
     (case,) = report["cases"]
     assert case["outcome"] == "refused"
     assert "[compiler] needs a C++20 compiler" in case["message"]
+
+
+@pytest.mark.parametrize(("code", "outcome"), [("library", "refused"), ("dtype", "failed")])
+def test_what_serves_nothing_fails_unless_its_library_is_not_there(conform, code, outcome):
+    refusals = [Refusal(code, "what is never there", "nothing", "do without")]
+    builder = testing.fake_builder(
+        {"linear": testing.fake_kernel("linear")}, reasons=lambda *_: refusals
+    )
+    plain = testing.fake_backend("plain", builders=[builder])
+    _, report = conform("plain", plugins=[plain], cases=["builders/linear/fake.kernel/serves"])
+    (case,) = report["cases"]
+    assert case["outcome"] == outcome

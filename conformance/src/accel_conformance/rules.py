@@ -148,7 +148,11 @@ _RULES = (
         "raises",
     ),
     Rule("3.4", "loads", "an implementation that accepts a request loads to a callable"),
-    Rule("3.5", "serves", "an implementation accepts some sample in some dtype"),
+    Rule(
+        "3.5",
+        "serves",
+        "an implementation accepts some sample in some dtype, if its library is there",
+    ),
     Rule(
         "3.6",
         "cached",
