@@ -3,7 +3,6 @@
 plugin.py       what accel loads         probe.py  is there a device, and if not, why
 accelerator.py  CudaAccelerator          nvml.py   the driver's management library
 builders.py     the op builders, over accel's Triton kernels; tuning.py, compiler.py: for which GPU
-cublas.py       linear through torch
 native.py       a kernel of CUDA C++ in csrc/, compiled on first use by nvcc.py
 """
 

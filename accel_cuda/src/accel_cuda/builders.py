@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 import torch
 
-from accel import Impl, Refusal, Request
-from accel.torch_impls import sdpa
+from accel import Impl, Refusal
+from accel.torch_impls import blas, sdpa
 from accel.triton_kernels.builders import (
     TritonBuilder,
     TritonLinearBuilder,
@@ -20,7 +19,7 @@ from accel.triton_kernels.builders import (
     triton_impls,
 )
 from accel.triton_kernels.tuning import Tuning
-from accel_cuda import compiler, cublas, tuning
+from accel_cuda import compiler, tuning
 
 _FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -44,14 +43,7 @@ class LinearBuilder(_Triton, TritonLinearBuilder):
         *triton_impls("accel_cuda", "LinearBuilder"),
         Impl("linear", "accel_cuda.cublas", _FLOATS, priority=50),
     )
-
-    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
-        if impl.id == "accel_cuda.cublas":
-            return cublas.reasons(request)
-        return super().reasons(impl, request)
-
-    def load(self, impl: Impl) -> Callable[..., Any]:
-        return cublas.linear if impl.id == "accel_cuda.cublas" else super().load(impl)
+    beside: ClassVar = {"accel_cuda.cublas": blas}
 
 
 class TransformerBuilder(_Triton, TritonTransformerBuilder):
@@ -62,14 +54,7 @@ class TransformerBuilder(_Triton, TritonTransformerBuilder):
         *triton_impls("accel_cuda", "TransformerBuilder"),
         Impl("attention", "accel_cuda.sdpa", _FLOATS, priority=50),
     )
-
-    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
-        if impl.id == "accel_cuda.sdpa":
-            return sdpa.reasons(request)
-        return super().reasons(impl, request)
-
-    def load(self, impl: Impl) -> Callable[..., Any]:
-        return sdpa.KERNEL if impl.id == "accel_cuda.sdpa" else super().load(impl)
+    beside: ClassVar = {"accel_cuda.sdpa": sdpa}
 
 
 class TilingBuilder(_Triton, TritonTilingBuilder):

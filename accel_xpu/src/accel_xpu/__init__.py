@@ -3,7 +3,6 @@
 plugin.py       what accel loads         probe.py  is there a device, and if not, why
 accelerator.py  XpuAccelerator           ipex.py   norms by IPEX, for who asks for it
 builders.py     the op builders, over accel's Triton kernels; tuning.py, compiler.py: for which GPU
-onednn.py       linear through torch
 """
 
 __version__ = "0.1.0"

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 import torch
 
-from accel import Impl, Refusal, Request
-from accel.torch_impls import sdpa
+from accel import Impl, Refusal
+from accel.torch_impls import blas, sdpa
 from accel.triton_kernels.builders import (
     TritonBuilder,
     TritonLinearBuilder,
@@ -20,7 +19,7 @@ from accel.triton_kernels.builders import (
     triton_impls,
 )
 from accel.triton_kernels.tuning import Tuning
-from accel_xpu import compiler, onednn
+from accel_xpu import compiler
 from accel_xpu.tuning import TUNING
 
 _FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -45,14 +44,7 @@ class LinearBuilder(_Triton, TritonLinearBuilder):
         *triton_impls("accel_xpu", "LinearBuilder"),
         Impl("linear", "accel_xpu.onednn", _FLOATS, priority=50),
     )
-
-    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
-        if impl.id == "accel_xpu.onednn":
-            return onednn.reasons(request)
-        return super().reasons(impl, request)
-
-    def load(self, impl: Impl) -> Callable[..., Any]:
-        return onednn.linear if impl.id == "accel_xpu.onednn" else super().load(impl)
+    beside: ClassVar = {"accel_xpu.onednn": blas}
 
 
 class TransformerBuilder(_Triton, TritonTransformerBuilder):
@@ -63,14 +55,7 @@ class TransformerBuilder(_Triton, TritonTransformerBuilder):
         *triton_impls("accel_xpu", "TransformerBuilder"),
         Impl("attention", "accel_xpu.sdpa", _FLOATS, priority=50),
     )
-
-    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
-        if impl.id == "accel_xpu.sdpa":
-            return sdpa.reasons(request)
-        return super().reasons(impl, request)
-
-    def load(self, impl: Impl) -> Callable[..., Any]:
-        return sdpa.KERNEL if impl.id == "accel_xpu.sdpa" else super().load(impl)
+    beside: ClassVar = {"accel_xpu.sdpa": sdpa}
 
 
 class TilingBuilder(_Triton, TritonTilingBuilder):

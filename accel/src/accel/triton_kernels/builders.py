@@ -16,7 +16,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -58,11 +58,12 @@ def _found(
 
 
 class TritonBuilder(OpBuilder):
-    """What the three families share. Implementations whose id does not end in ``.triton`` are the
-    subclass's own: it overrides :meth:`reasons` and :meth:`load` for them. ``kernels`` is the
-    package whose modules hold the kernels."""
+    """What the three families share. ``kernels`` is the package whose modules hold the kernels;
+    ``beside`` has torch's own by the ids of implementations: a module with a ``KERNEL`` and
+    ``reasons`` against it, as :mod:`accel.torch_impls.sdpa` is."""
 
     kernels = PACKAGE
+    beside: ClassVar[Mapping[str, Any]] = {}
 
     def tuning(self) -> Tuning:
         """Of the current device; asked when a kernel is loaded."""
@@ -77,6 +78,8 @@ class TritonBuilder(OpBuilder):
         return []
 
     def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
+        if impl.id in self.beside:
+            return list(self.beside[impl.id].reasons(request))
         out = request.options.get("out_dtype")
         if out is not None and out not in _COMPUTED:
             have = str(out).removeprefix("torch.")
@@ -85,6 +88,8 @@ class TritonBuilder(OpBuilder):
         return self.compiler_refusals()
 
     def load(self, impl: Impl) -> Callable[..., Any]:
+        if impl.id in self.beside:
+            return self.beside[impl.id].KERNEL  # type: ignore[no-any-return]
         return kernel(impl.op, self.tuning(), self.kernels)
 
 
