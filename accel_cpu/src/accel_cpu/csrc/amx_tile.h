@@ -168,7 +168,7 @@ void turned_rows(const Matrix& x, const Matrix& w, int64_t k, const Results& res
   auto* panel = static_cast<Bf16Tiles::Operand*>(scratch.x);
   for_slices(block, scratch, k, kChunk, kMost, [&](const Slice& slice) {
     const int64_t k0 = slice.k0, size = slice.size;
-    read_panel<Bf16Tiles>(PanelOf<>{x, block.m0, block.m1, k0, size}, 1, panel);
+    read_panel<Bf16Tiles>(PanelOf{x, block.m0, block.m1, k0, size}, 1, panel);
     for_columns(block, block.m0, block.m1, C, [&](const Block& tile) {
       const auto* rows = static_cast<const bf16*>(w.data) + tile.n0 * w.stride + k0;
       const auto run = [&](TileStart from, TileSums to) {
@@ -186,7 +186,7 @@ void product_of_tiles(const Matrix& x, const Matrix& w, int64_t k, const Results
   if (results.block.m1 - results.block.m0 <= kSide && !w.by_columns) {
     return turned_rows(x, w, k, results);
   }
-  many_rows<Bf16Tiles, Matrix>({x, stage_rows<Bf16Tiles, bf16>}, w, read_panel<Bf16Tiles>, k,
+  many_rows<Bf16Tiles>({x, stage_rows<Bf16Tiles, bf16>}, w, read_panel<Bf16Tiles>, k,
                                results);
 }
 

@@ -8,12 +8,18 @@
 
 #include "bf16_pairs.h"
 #include "linear_part.h"
+#include "linear_quantized.h"
 
 namespace accel_cpu {
 
 void linear_part_bf16_pairs(const LinearArgs& args, const Block& block,
                             const LinearScratch& scratch) {
   linear_part<Bf16Pairs>(args, block, scratch);
+}
+
+void quantized_part_bf16_pairs(const LinearArgs& args, const Block& block,
+                               const LinearScratch& scratch) {
+  quantized_part_of<Bf16Pairs, bf16>(args, block, scratch);
 }
 
 }  // namespace accel_cpu

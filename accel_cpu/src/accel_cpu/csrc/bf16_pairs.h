@@ -31,6 +31,28 @@ struct Bf16Pairs {
   static Operand load_columns(Depth<1>, const bf16* w, int64_t, N... n) {
     return interleave(load(w, n...), _mm256_setzero_si256());
   }
+  // As load_numbers of vec_avx512.h; of bf16 each is exact.
+  template <int kBits>
+  static Operand load_numbers(const uint8_t* p) {
+    if constexpr (kBits == 8) {
+      // Exact, so the rounding of VCVTNE2PS2BF16 and what it does to subnormals do not matter.
+      return _mm512_cvtne2ps_pbh(accel_cpu::load_numbers<8>(p + kLanes),
+                                 accel_cpu::load_numbers<8>(p));
+    } else {
+      // Each lane gets a byte, its high half where the second index is. An index is 5 bits, of
+      // which the fifth is the other number's.
+      const __m512i bytes =
+          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+      const __m512i indices = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+      const __m256i of_bits = _mm256_setr_epi16(
+          static_cast<int16_t>(0xc100), static_cast<int16_t>(0xc0e0),
+          static_cast<int16_t>(0xc0c0), static_cast<int16_t>(0xc0a0),
+          static_cast<int16_t>(0xc080), static_cast<int16_t>(0xc040),
+          static_cast<int16_t>(0xc000), static_cast<int16_t>(0xbf80), 0, 0x3f80, 0x4000, 0x4040,
+          0x4080, 0x40a0, 0x40c0, 0x40e0);
+      return pairs(_mm512_permutexvar_epi16(indices, _mm512_broadcast_i64x4(of_bits)));
+    }
+  }
   static Operand load_row(const bf16* w) { return pairs(_mm512_loadu_si512(w)); }
   static Operand load_row(const bf16* w, int n) {
     return pairs(_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << n) - 1), w));

@@ -30,6 +30,7 @@ std::vector<Candidate> candidates() {
   Kernels avx512_bf16 = kAvx512Kernels;  // fp32 and fp16 gain nothing from the bf16 instructions
   avx512_bf16.isa = "avx512_bf16";
   avx512_bf16.linear[static_cast<int>(DType::bf16)] = linear_part_bf16_pairs;
+  avx512_bf16.quantized_linear[static_cast<int>(DType::bf16)] = quantized_part_bf16_pairs;
   Kernels amx_bf16 = avx512_bf16;
   amx_bf16.isa = "amx_bf16";
   amx_bf16.linear[static_cast<int>(DType::bf16)] = linear_part_bf16_tiles;

@@ -206,7 +206,7 @@ struct LinearScratch {
 struct Kernels {
   const char* isa;
   void (*linear[kDTypes])(const LinearArgs&, const Block&, const LinearScratch&);
-  void (*quantized_linear)(const LinearArgs&, const Block&, const LinearScratch&);  // of any dtype
+  void (*quantized_linear[kDTypes])(const LinearArgs&, const Block&, const LinearScratch&);
   void (*rotary[kDTypes])(const RotaryArgs&, int64_t m0, int64_t m1);
   void (*attention[kDTypes])(const AttentionArgs&, const AttentionBlock&, const AttentionScratch&);
   void (*attention_backward)(const AttentionBackwardArgs&, const AttentionBackwardBlock&,
@@ -221,8 +221,9 @@ extern const Kernels kNeonKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
-// Takes the place of the linear kernel for bf16 in kAvx512Kernels where the CPU has AVX512_BF16.
+// Take the place of the linear kernels for bf16 in kAvx512Kernels where the CPU has AVX512_BF16.
 void linear_part_bf16_pairs(const LinearArgs&, const Block&, const LinearScratch&);
+void quantized_part_bf16_pairs(const LinearArgs&, const Block&, const LinearScratch&);
 // Likewise where it has AMX_BF16 too.
 void linear_part_bf16_tiles(const LinearArgs&, const Block&, const LinearScratch&);
 #endif

@@ -17,13 +17,11 @@ namespace {
 
 constexpr int kDotColumns = 4;  // of a tile: as many as reduce4 takes
 
-// A row of w as it lies. Of a quantised one a piece has one scale; here all of it is one.
+// A row of w as it lies.
 template <class W>
 struct LyingRow {
   const typename W::Element* data;
 
-  LyingRow piece(int64_t) const { return *this; }
-  int64_t piece_end(int64_t, int64_t k) const { return k; }
   template <class... N>
   auto load(int64_t i, N... n) const {
     return W::load_row(data + i, n...);
@@ -31,40 +29,36 @@ struct LyingRow {
 };
 
 // sums[r][j] = from[r][j] + x[r] . w[j], of R rows and k in one chunk.
-template <class X, int R, class Row>
+template <class X, int R, class W>
 [[gnu::always_inline]] inline void dot_tile(LyingRows<typename X::Element> x,
-                                            const Row (&w)[kDotColumns], int64_t k, TileStart from,
-                                            TileSums to) {
+                                            const LyingRow<W> (&w)[kDotColumns], int64_t k,
+                                            TileStart from, TileSums to) {
   Vec acc[R * kDotColumns];
 #pragma GCC unroll 24
   for (int j = 0; j < R * kDotColumns; ++j) acc[j] = zero();
-  for (int64_t i = 0; i < k;) {
-    using Piece = decltype(w[0].piece(i));
-    const Piece pieces[kDotColumns] = {w[0].piece(i), w[1].piece(i), w[2].piece(i), w[3].piece(i)};
-    const auto step = [&](int64_t at, auto... n) {
-      typename X::Operand a[R];
+  const auto step = [&](int64_t at, auto... n) {
+    typename X::Operand a[R];
 #pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) a[r] = X::load_row(x.data + r * x.stride + at, n...);
+    for (int r = 0; r < R; ++r) a[r] = X::load_row(x.data + r * x.stride + at, n...);
 #pragma GCC unroll 4
-      for (int j = 0; j < kDotColumns; ++j) {
-        const typename X::Operand b = pieces[j].load(at, n...);
+    for (int j = 0; j < kDotColumns; ++j) {
+      const typename X::Operand b = w[j].load(at, n...);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) {
-          acc[r * kDotColumns + j] = X::madd(a[r], b, acc[r * kDotColumns + j]);
-        }
+      for (int r = 0; r < R; ++r) {
+        acc[r * kDotColumns + j] = X::madd(a[r], b, acc[r * kDotColumns + j]);
       }
-    };
-    const int64_t end = w[0].piece_end(i, k), whole = i + (end - i) / kBlock<X> * kBlock<X>;
-    // One row alone waits for memory, and the more so the fewer lines are under way.
-    if constexpr (R == 1) {
-#pragma GCC unroll 4
-      for (; i < whole; i += kBlock<X>) step(i);
-    } else {
-      for (; i < whole; i += kBlock<X>) step(i);
     }
-    if (i < end) step(i, static_cast<int>(end - i));
-    i = end;
+  };
+  const int64_t whole = k / kBlock<X> * kBlock<X>;
+  int64_t i = 0;
+  // One row alone waits for memory, and the more so the fewer lines are under way.
+  if constexpr (R == 1) {
+#pragma GCC unroll 4
+    for (; i < whole; i += kBlock<X>) step(i);
+  } else {
+    for (; i < whole; i += kBlock<X>) step(i);
   }
+  if (i < k) step(i, static_cast<int>(k - i));
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r) {
     float* sums = to.data + r * to.stride;
@@ -79,6 +73,8 @@ template <class X, int R, class Row>
 // Rows of w as they lie: row(n, k0) is the n-th from k0 on.
 template <class W>
 struct WeightRows : LyingRows<typename W::Element> {
+  static constexpr int kRows = kDotRows;  // of the tallest tile
+  WeightRows from(int64_t n) const { return {{this->data + n * this->stride, this->stride}}; }
   LyingRow<W> row(int64_t n, int64_t k0) const { return {this->data + n * this->stride + k0}; }
 };
 
@@ -111,8 +107,8 @@ template <class X, class Weight>
 using DotTiles = void (*)(LyingRows<typename X::Element>, int64_t rows, const Weight&,
                           int64_t columns, int64_t k, TileStart, TileSums);
 
-// Those for 1 to kDotRows rows in a tile.
-template <class X, class Weight, int R = kDotRows>
+// Those for 1 to R rows in a tile.
+template <class X, class Weight, int R = Weight::kRows>
 DotTiles<X, Weight> dot_tiles_of(int64_t rows) {
   if constexpr (R > 1) {
     if (rows < R) return dot_tiles_of<X, Weight, R - 1>(rows);
@@ -122,18 +118,19 @@ DotTiles<X, Weight> dot_tiles_of(int64_t rows) {
 
 // How many rows a tile takes: a number that divides them, if one does that keeps the arithmetic
 // busy.
-inline int dot_rows(int64_t rows) {
-  for (int R = kDotRows; R > kDotRows / 2; --R) {
+template <int kMost>
+int dot_rows(int64_t rows) {
+  for (int R = kMost; R > kMost / 2; --R) {
     if (rows % R == 0) return R;
   }
-  return tile_rows(rows, kDotRows);
+  return tile_rows(rows, kMost);
 }
 
 // Of any rows.
 template <class X, class Weight>
 void dots(LyingRows<typename X::Element> x, int64_t rows, const Weight& w, int64_t columns,
           int64_t k, TileStart from, TileSums to) {
-  const int64_t R = dot_rows(rows), whole = rows - rows % R;
+  const int64_t R = dot_rows<Weight::kRows>(rows), whole = rows - rows % R;
   dot_tiles_of<X, Weight>(R)(x, whole, w, columns, k, from, to);
   if (whole == rows) return;
   const TileStart before =

@@ -28,8 +28,6 @@ struct InColumns {
       for_each_line(kBytes, [=](int64_t i) { __builtin_prefetch(next + kBytes + i, 0, 2); });
     }
   }
-  template <int R, int C>
-  void scale(int64_t, Vec (&)[R * C]) const {}
 };
 
 // A tile of w by rows, so many of them, the first at `w`; what is read later is asked for

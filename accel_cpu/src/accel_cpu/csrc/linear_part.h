@@ -66,7 +66,7 @@ void few_rows(const RowsOf<typename Dot::Arithmetic>& x, const Matrix& w, int64_
         } else if (tile.n1 - tile.n0 == C && size % Dot::kDepth == 0) {
           direct(rows.data, {at, w.stride}, steps, from, to);
         } else {
-          read_panel<Dot>(PanelOf<>{w, tile.n0, tile.n1, k0, size}, vectors, panel);
+          read_panel<Dot>(PanelOf{w, tile.n0, tile.n1, k0, size}, vectors, panel);
           packed(rows.data, {panel}, steps, from, to);
         }
       };
@@ -77,12 +77,12 @@ void few_rows(const RowsOf<typename Dot::Arithmetic>& x, const Matrix& w, int64_
 
 static_assert(kStagedRows % kTileRows == 0, "up to kStagedRows are staged at once");
 
-template <class Dot, class W>
-using ReadPanel = void (*)(const PanelOf<W>&, int vectors, typename Dot::Operand*);
+template <class Dot>
+using ReadPanel = void (*)(const PanelOf&, int vectors, typename Dot::Operand*);
 
-// Of more, of a w whose panels `read` reads and in_panel knows.
-template <class Dot, class W>
-void many_rows(const RowsOf<Dot>& x, const W& w, ReadPanel<Dot, W> read, int64_t k,
+// Of more, of a w whose panels `read` reads.
+template <class Dot>
+void many_rows(const RowsOf<Dot>& x, const Matrix& w, ReadPanel<Dot> read, int64_t k,
                const Results& results) {
   const Block& block = results.block;
   const LinearScratch& scratch = results.scratch;
@@ -103,10 +103,10 @@ void many_rows(const RowsOf<Dot>& x, const W& w, ReadPanel<Dot, W> read, int64_t
       for_columns(block, m, end, C, [&](const Block& tiles) {
         const int64_t n = tiles.n0;
         auto* panel = once ? panels : panels + (n - block.n0) / C * panel_size;
-        const PanelOf<W> part = {w, n, block.n1, k0, size};
+        const PanelOf part = {w, n, block.n1, k0, size};
         if (m == block.m0) read(part, vectors, panel);
-        auto in = in_panel<Dot>(part, vectors, panel);
-        const auto tile_sums = Tiles<Dot>::template of<decltype(in)>(R);
+        const InPanel<Dot> in = {panel};
+        const auto tile_sums = Tiles<Dot>::template of<InPanel<Dot>>(R);
         for (int64_t r = m; r < end; r += R) {
           const auto run = [&](TileStart from, TileSums to) {
             tile_sums(rows.tile(r - m), in, steps, from, to);
@@ -129,7 +129,7 @@ void product(const Matrix& x, const Matrix& w, int64_t k, const Results& results
   const RowsOf<Arithmetic> rows = {x, stage_rows<Arithmetic, X>};
   const int64_t count = results.block.m1 - results.block.m0;
   if (count <= few<Dot>(w)) return few_rows<Dot>(rows, w, k, results);
-  many_rows<Arithmetic, Matrix>(rows, w, read_panel<Dot>, k, results);
+  many_rows<Arithmetic>(rows, w, read_panel<Dot>, k, results);
 }
 
 // A part where `own` multiplies x, of T, by a weight of T.

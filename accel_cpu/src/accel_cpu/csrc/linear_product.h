@@ -29,6 +29,7 @@ struct RowsOfX {
 template <class X, class W>
 struct PlainWeight {
   const Matrix& w;
+  static constexpr int64_t kPacked = kPackedColumns;  // together, for few rows
   static constexpr bool kSame = __is_same(X, W);
 
   // Whether so many rows of x take it as it lies. What is widened for many is packed.
@@ -69,12 +70,12 @@ void dots_as_it_lies(const RowsOfX<X, T>& x, const Weight& w, int64_t k, const R
 }
 
 // Rows [m, m1) of x, from_x, by rows of w from column `first` on, in a slice of k.
-template <class X>
-void dots_of_columns(LyingRows<typename X::Element> from_x, int64_t rows, const WeightRows<X>& w,
+template <class X, class Rows>
+void dots_of_columns(LyingRows<typename X::Element> from_x, int64_t rows, const Rows& w,
                      int64_t first, const Block& block, const Slice& slice,
                      const Results& results) {
   for_columns(block, block.m0, block.m1, kDotTile, [&](const Block& tile) {
-    const WeightRows<X> from_w = {{w.data + (tile.n0 - first) * w.stride, w.stride}};
+    const Rows from_w = w.from(tile.n0 - first);
     const auto run = [&](TileStart from, TileSums to) {
       dots<X>(from_x, rows, from_w, tile.n1 - tile.n0, slice.size, from, to);
     };
@@ -90,7 +91,7 @@ void dots_of_few(const RowsOfX<X, T>& x, const Weight& w, int64_t k, const Resul
   auto* panel = static_cast<typename X::Element*>(results.scratch.w);
   for_slices(block, results.scratch, k, kDotChunk<X>, kDotChunk<X>, [&](const Slice& slice) {
     const auto from_x = x.at(block.m0, block.m1, slice.k0, slice.size);
-    for_columns(block, block.m0, block.m1, kPackedColumns, [&](const Block& part) {
+    for_columns(block, block.m0, block.m1, Weight::kPacked, [&](const Block& part) {
       const auto packed = w.near(part.n0, part.n1, slice.k0, slice.size, panel);
       dots_of_columns<X>(from_x, rows, packed, part.n0, part, slice, results);
     });

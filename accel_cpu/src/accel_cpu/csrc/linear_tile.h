@@ -45,32 +45,17 @@ struct TileStart {
   TileStart(TileSums sums) : data(sums.data), stride(sums.stride) {}
 };
 
-// Where a tile of C vectors finds w: a panel as read_panel leaves it. A sum of a chunk is
-// multiplied by `unit` and by its column's scale of that chunk, if there are any.
+// Where a tile of C vectors finds w: a panel as read_panel leaves it.
 template <class Dot>
 struct InPanel {
   const typename Dot::Operand* panel;
-  const Vec* scales = nullptr;
-  float unit = 1;
   template <int C>
   typename Dot::Operand at(int64_t step, int c) const {
     return panel[step * C + c];
   }
   template <int C>
   void prefetch(int64_t) const {}
-  template <int R, int C>
-  void scale(int64_t step, Vec (&sums)[R * C]) const {
-    if (!scales) return;
-    const Vec* scale = scales + step / kChunkSteps<Dot> * C;
-#pragma GCC unroll 24
-    for (int j = 0; j < R * C; ++j) sums[j] = mul(scale[j % C], mul(broadcast(unit), sums[j]));
-  }
 };
-
-template <class Dot>
-InPanel<Dot> in_panel(const PanelOf<>&, int, const typename Dot::Operand* panel) {
-  return {panel};
-}
 
 // to[r][j] = from[r][j] + x[r] . w[.., j], from and to apart or the same. x is as stage_rows leaves
 // it.
@@ -102,7 +87,6 @@ void linear_tile(const typename Dot::Staged* x, W w, int64_t steps, TileStart fr
     } else {
       for (int64_t i = 0; i < steps - done; ++i) step(i);
     }
-    w.template scale<R, C>(done, acc);
 #pragma GCC unroll 24
     for (int j = 0; j < R * C; ++j) {
       const int row = j / C, column = j % C * kLanes;

@@ -13,7 +13,7 @@ namespace accel_cpu {
 const Kernels kNeonKernels = {
     "neon",
     {linear_part<Widened<float>>, linear_part<Widened<bf16>>, linear_part<Widened<f16>>},
-    quantized_part,
+    {quantized_part<float>, quantized_part<bf16>, quantized_part<f16>},
     {rotary_rows<float>, rotary_rows<bf16>, rotary_rows<f16>},
     {attention_block<float>, attention_block<bf16>, attention_block<f16>},
     attention_backward_block,

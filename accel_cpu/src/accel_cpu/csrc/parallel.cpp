@@ -49,7 +49,7 @@ constexpr int64_t kPartRows = 768, kPartColumns = 512;
 // Where lanes are along k a part is narrower: beside a few rows of x all of its columns pass by,
 // from L2.
 bool along_k(const LinearArgs& args) {
-  return !args.quantized.bits && args.k >= kLeastDotDepth;
+  return args.quantized.bits || args.k >= kLeastDotDepth;
 }
 int64_t part_columns(const LinearArgs& args) { return along_k(args) ? 128 : kPartColumns; }
 
@@ -151,8 +151,8 @@ void linear_of_each(const LinearArgs* products, int64_t count, int threads) {
   }
   // Of no k there is nothing to scale.
   const bool quantized = products[0].quantized.bits && products[0].k;
-  const auto run = quantized ? kernels().quantized_linear
-                             : kernels().linear[static_cast<int>(products[0].dtype)];
+  const auto& of_dtypes = quantized ? kernels().quantized_linear : kernels().linear;
+  const auto run = of_dtypes[static_cast<int>(products[0].dtype)];
   // Not num_threads(): libgomp rebuilds its pool whenever that changes, and PyTorch shares it.
 #pragma omp parallel for schedule(dynamic) if (threads > 1)
   for (int64_t i = 0; i < blocks; ++i) {

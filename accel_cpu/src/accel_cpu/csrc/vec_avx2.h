@@ -50,24 +50,21 @@ inline Vec scale_by_exp2(Vec a, Vec n) {
   return mul(mul(a, exp2_of(half)), exp2_of(_mm256_sub_epi32(whole, half)));
 }
 
-// Of each lane the byte at `index`, made its highest; zeros below.
-inline __m256i highest_byte(__m256i a, int index) {
-  const __m128i first = _mm_setr_epi32(0x00808080, 0x04808080, 0x08808080, 0x0c808080);
-  const __m128i from = _mm_add_epi32(first, _mm_set1_epi32(index << 24));
-  return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(from));
-}
-
-// Of the whole numbers of kBits bits that each lane packs, the first lowest, the one at `index`,
-// times 2^(32 - kBits). Of 4 bits each is packed plus 8.
+// The whole numbers of kBits bits at p, of which each lane gets one. Of 4 bits two lie in a byte,
+// the first in its low half, each plus 8.
 template <int kBits>
-inline Vec unpack(Vec packed, int index) {
-  __m256i bits = _mm256_castps_si256(packed);
-  if (kBits == 4) {
-    bits = _mm256_xor_si256(bits, _mm256_set1_epi8(static_cast<char>(0x88)));
-    if (index % 2 == 0) bits = _mm256_slli_epi32(bits, 4);
-    bits = _mm256_and_si256(bits, _mm256_set1_epi8(static_cast<char>(0xf0)));
+inline Vec load_numbers(const uint8_t* p) {
+  if constexpr (kBits == 8) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  } else {
+    int32_t bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    const __m256i place = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m256i bits = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(bytes), place),
+                                          _mm256_set1_epi32(15));
+    return sub(_mm256_cvtepi32_ps(bits), broadcast(8));
   }
-  return _mm256_cvtepi32_ps(highest_byte(bits, index * kBits / 8));
 }
 
 inline __m256i first_lanes(int n) {

@@ -48,24 +48,24 @@ inline Vec round_to_integer(Vec a) {
 // a 2^n, rounded once, for an integer n.
 inline Vec scale_by_exp2(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
 
-// Of each lane the byte at `index`, made its highest; zeros below.
-inline __m512i highest_byte(__m512i a, int index) {
-  const __m128i first = _mm_setr_epi32(0x00808080, 0x04808080, 0x08808080, 0x0c808080);
-  const __m128i from = _mm_add_epi32(first, _mm_set1_epi32(index << 24));
-  return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(from));
-}
-
-// Of the whole numbers of kBits bits that each lane packs, the first lowest, the one at `index`,
-// times 2^(32 - kBits). Of 4 bits each is packed plus 8.
+// The whole numbers of kBits bits at p, of which each lane gets one. Of 4 bits two lie in a byte,
+// the first in its low half, each plus 8.
 template <int kBits>
-inline Vec unpack(Vec packed, int index) {
-  __m512i bits = _mm512_castps_si512(packed);
-  if (kBits == 4) {
-    bits = _mm512_xor_si512(bits, _mm512_set1_epi8(static_cast<char>(0x88)));
-    if (index % 2 == 0) bits = _mm512_slli_epi32(bits, 4);
-    bits = _mm512_and_si512(bits, _mm512_set1_epi8(static_cast<char>(0xf0)));
+inline Vec load_numbers(const uint8_t* p) {
+  if constexpr (kBits == 8) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  } else {
+    const __m512i word = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const __m512i place =
+        _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    const Vec of_bits = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    const __m512i bytes =
+        _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    // What lies above four bits the table does not look at.
+    return _mm512_permutexvar_ps(
+        _mm512_srlv_epi32(_mm512_permutexvar_epi32(word, bytes), place), of_bits);
   }
-  return _mm512_cvtepi32_ps(highest_byte(bits, index * kBits / 8));
 }
 
 inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }

@@ -46,23 +46,22 @@ inline Vec scale_by_exp2(Vec a, Vec n) {
   return mul(mul(a, exp2_of(half)), exp2_of(vsubq_s32(whole, half)));
 }
 
-// Of each lane the byte at `index`, made its highest; zeros below, where the table has nothing.
-inline uint8x16_t highest_byte(uint8x16_t a, int index) {
-  const uint32x4_t first = {0x00ffffff, 0x04ffffff, 0x08ffffff, 0x0cffffff};
-  const uint32x4_t from = vaddq_u32(first, vdupq_n_u32(static_cast<uint32_t>(index) << 24));
-  return vqtbl1q_u8(a, vreinterpretq_u8_u32(from));
-}
-
-// Of the whole numbers of kBits bits that each lane packs, the first lowest, the one at `index`,
-// times 2^(32 - kBits). Of 4 bits each is packed plus 8.
+// The whole numbers of kBits bits at p, of which each lane gets one. Of 4 bits two lie in a byte,
+// the first in its low half, each plus 8.
 template <int kBits>
-inline Vec unpack(Vec packed, int index) {
-  uint8x16_t bits = vreinterpretq_u8_f32(packed);
-  if (kBits == 4) {
-    bits = veorq_u8(bits, vdupq_n_u8(0x88));
-    bits = index % 2 == 0 ? vshlq_n_u8(bits, 4) : vandq_u8(bits, vdupq_n_u8(0xf0));
+inline Vec load_numbers(const uint8_t* p) {
+  if constexpr (kBits == 8) {
+    uint32_t bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    const int16x8_t wide = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(bytes)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+  } else {
+    uint16_t bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    const int32x4_t place = {0, -4, -8, -12};
+    const uint32x4_t bits = vandq_u32(vshlq_u32(vdupq_n_u32(bytes), place), vdupq_n_u32(15));
+    return sub(vcvtq_f32_u32(bits), broadcast(8));
   }
-  return vcvtq_f32_s32(vreinterpretq_s32_u8(highest_byte(bits, index * kBits / 8)));
 }
 
 // ZIP1 makes it one instruction; extended and shifted it would be two (GCC 12).

@@ -120,15 +120,15 @@ inline Vec scale_by_exp2(Vec a, Vec n) {
   });
 }
 
-// Of the whole numbers of kBits bits that each lane packs, the first lowest, the one at `index`,
-// times 2^(32 - kBits). Of 4 bits each is packed plus 8.
+// The whole numbers of kBits bits at p, of which each lane gets one. Of 4 bits two lie in a byte,
+// the first in its low half, each plus 8.
 template <int kBits>
-inline Vec unpack(Vec packed, int index) {
-  return lanes([&](int i) {
-    const uint32_t bits = bits_of(packed.lane[i]) ^ (kBits == 4 ? 0x88888888u : 0u);
-    const uint32_t number = (bits >> kBits * index) << (32 - kBits);
-    return static_cast<float>(static_cast<int32_t>(number));
-  });
+inline Vec load_numbers(const uint8_t* p) {
+  Vec numbers;
+  for (int i = 0; i < kLanes; ++i) {
+    numbers.lane[i] = kBits == 8 ? static_cast<int8_t>(p[i]) : (p[i / 2] >> i % 2 * 4 & 15) - 8;
+  }
+  return numbers;
 }
 
 template <class T>

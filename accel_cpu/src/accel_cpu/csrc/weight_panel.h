@@ -44,6 +44,10 @@ struct Fp32 {
   }
   static Operand spread(Staged a) { return broadcast(a); }
   static Vec madd(Operand a, Operand b, Vec acc) { return accel_cpu::madd(a, b, acc); }
+  template <int kBits>
+  static Operand load_numbers(const uint8_t* p) {
+    return accel_cpu::load_numbers<kBits>(p);
+  }
   static void transpose(Operand (&rows)[kLanes]) { accel_cpu::transpose(rows); }
 };
 
@@ -123,15 +127,14 @@ inline void load_block(const typename Dot::Element* w, int64_t stride, int64_t r
 
 // A part of w: columns [n, n1) of the result, of which a panel takes the first, over `k` of k from
 // k0 on.
-template <class W = Matrix>
 struct PanelOf {
-  const W& w;
+  const Matrix& w;
   int64_t n, n1, k0, k;
 };
 
 // The next panel's columns are prefetched, as hardware seldom follows rows this far apart.
 template <class Dot>
-void copy_columns(const PanelOf<>& part, int vectors, typename Dot::Operand* out) {
+void copy_columns(const PanelOf& part, int vectors, typename Dot::Operand* out) {
   constexpr int kDepth = Dot::kDepth;
   using T = typename Dot::Element;
   const int64_t stride = part.w.stride, left = part.n1 - part.n;
@@ -163,7 +166,7 @@ void copy_columns(const PanelOf<>& part, int vectors, typename Dot::Operand* out
 }
 
 template <class Dot>
-void transpose_rows(const PanelOf<>& part, int vectors, typename Dot::Operand* out) {
+void transpose_rows(const PanelOf& part, int vectors, typename Dot::Operand* out) {
   const auto* w = static_cast<const typename Dot::Element*>(part.w.data) + part.k0;
   const int64_t stride = part.w.stride, after = part.n + vectors * kLanes;
   Ahead ahead = weight_ahead(w + after * stride, stride, part.k, part.n1 - after);
@@ -182,7 +185,7 @@ void transpose_rows(const PanelOf<>& part, int vectors, typename Dot::Operand* o
 }
 
 template <class Dot>
-void read_panel(const PanelOf<>& part, int vectors, typename Dot::Operand* out) {
+void read_panel(const PanelOf& part, int vectors, typename Dot::Operand* out) {
   if (part.w.by_columns) return copy_columns<Dot>(part, vectors, out);
   transpose_rows<Dot>(part, vectors, out);
 }
