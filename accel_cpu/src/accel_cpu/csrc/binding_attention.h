@@ -152,7 +152,7 @@ struct Attention {
 
 // With `log_sums`, which is zeros, those of the rows too.
 at::Tensor attended(Attention& of, const at::Tensor& log_sums) {
-  at::Tensor out = at::empty({of.q.size(0), of.args.h, of.args.e}, of.q.options());
+  at::Tensor out = uninitialized({of.q.size(0), of.args.h, of.args.e}, of.q.options());
   if (out.numel() == 0) return out;
   zero_rest(out, of.spans);
   of.args.out = out.mutable_data_ptr();

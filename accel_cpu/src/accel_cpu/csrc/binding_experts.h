@@ -56,7 +56,7 @@ at::Tensor grouped_linear_native(at::Tensor x, at::Tensor w, const at::Tensor& e
   check_operand(op, "w", w, x, {experts, n, x.size(1)});
   if (b) check_operand(op, "b", *b, x, {experts, n});
   const std::vector<Rows> rows = rows_of_experts(op, ends, experts, m);
-  const at::Tensor out = at::empty({m, n}, x.options().dtype(out_dtype.value_or(x.scalar_type())));
+  const at::Tensor out = uninitialized({m, n}, x.options().dtype(out_dtype.value_or(x.scalar_type())));
 
   LinearArgs args;
   args.dtype = dtype_of(op, "x", x.scalar_type());
@@ -91,7 +91,7 @@ at::Tensor grouped_weight_gradient(at::Tensor grad, at::Tensor x, const at::Tens
   check_operand(op, "grad", grad, x, {x.size(0), grad.size(1)});
   const std::vector<Rows> rows = rows_of_experts(op, ends, ends.numel(), x.size(0));
   const int64_t experts = ends.numel(), n = grad.size(1), k = x.size(1);
-  const at::Tensor out = at::empty({experts, n, k}, x.options());
+  const at::Tensor out = uninitialized({experts, n, k}, x.options());
 
   LinearArgs args;
   args.dtype = args.out_dtype = dtype_of(op, "x", x.scalar_type());

@@ -20,7 +20,7 @@ void logprob_of_hidden(LinearArgs product, LogprobArgs args, const at::TensorOpt
   args.v = product.n;
   if (m == 0) return;
   const int64_t rows = std::min(m, std::max<int64_t>(kLogitBytes / (4 * args.v), 1));
-  const at::Tensor z = at::empty({rows, args.v}, options);
+  const at::Tensor z = uninitialized({rows, args.v}, options);
   product.out = z.mutable_data_ptr();
   product.out_stride = args.v;
   args.z = {z.const_data_ptr(), args.v};
@@ -57,7 +57,7 @@ std::tuple<at::Tensor, at::Tensor> logprob_native(at::Tensor x, const at::Tensor
   TORCH_CHECK(!softcap || *softcap > 0, op, ": softcap is ", *softcap, "; it must be more than 0");
 
   const at::TensorOptions options = x.options().dtype(at::kFloat);
-  const at::Tensor chosen = at::empty(shape, options), entropy = at::empty(shape, options);
+  const at::Tensor chosen = uninitialized(shape, options), entropy = uninitialized(shape, options);
   const at::Tensor rows_ids = ids.contiguous();
   LogprobArgs args;
   args.ids = rows_ids.const_data_ptr<int64_t>();

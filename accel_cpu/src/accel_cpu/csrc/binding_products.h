@@ -60,7 +60,7 @@ void run_into(const char* op, LinearArgs args, const at::Tensor& out) {
 
 at::Tensor run(const char* op, const LinearArgs& args, const at::Tensor& x,
                at::ScalarType out_type) {
-  const at::Tensor out = at::empty(result_shape(args, x), x.options().dtype(out_type));
+  const at::Tensor out = uninitialized(result_shape(args, x), x.options().dtype(out_type));
   run_into(op, args, out);
   return out;
 }

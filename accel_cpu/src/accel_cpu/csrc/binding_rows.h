@@ -35,12 +35,12 @@ Args args_of(const char* op, const at::Tensor& x) {
 // As matrix_of; none where there is no tensor.
 Matrix optional_matrix_of(OptionalTensor& t) { return t ? matrix_of(*t) : Matrix{}; }
 
-at::Tensor like(const at::Tensor& x) { return at::empty(x.sizes(), x.options()); }
+at::Tensor like(const at::Tensor& x) { return uninitialized(x.sizes(), x.options()); }
 
 // [k], zero where there are no rows to sum; undefined unless asked for.
 at::Tensor sum_like(const at::Tensor& x, bool asked) {
   if (!asked) return {};
-  at::Tensor sum = at::empty({x.size(-1)}, x.options());
+  at::Tensor sum = uninitialized({x.size(-1)}, x.options());
   return x.numel() == 0 ? sum.zero_() : sum;
 }
 

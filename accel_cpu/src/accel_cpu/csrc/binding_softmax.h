@@ -90,7 +90,7 @@ std::tuple<at::Tensor, at::Tensor> logprob_gradients(
   TORCH_CHECK(ids.scalar_type() == at::kLong && ids.numel() * z.size(-1) == z.numel(), op,
               ": ids is ", ids.scalar_type(), " of shape ", ids.sizes(), "; it must be Long, one ",
               "for each row of z, of shape ", z.sizes());
-  at::Tensor dz = at::empty(z.sizes(), z.options().dtype(out_dtype)), sum;
+  at::Tensor dz = uninitialized(z.sizes(), z.options().dtype(out_dtype)), sum;
   if (sums) sum = at::zeros({z.size(-1)}, z.options().dtype(at::kFloat));
   if (z.numel() == 0) return {dz, sum};
 

@@ -28,7 +28,7 @@ at::Tensor rotary_native(const at::Tensor& x, const at::Tensor& cos, const at::T
   check_turns(op, "cos", cos, x, args.r);
   check_turns(op, "sin", sin, x, args.r);
   args.dtype = dtype_of(op, "x", x.scalar_type());
-  at::Tensor out = at::empty(x.sizes(), x.options());
+  at::Tensor out = uninitialized(x.sizes(), x.options());
   if (out.numel() == 0) return out;
 
   at::Tensor rows = x, cosines = cos, sines = sin;
@@ -59,7 +59,7 @@ at::Tensor embedding_native(const at::Tensor& ids, const at::Tensor& w) {
   }
   at::DimVector shape(ids.sizes());
   shape.push_back(w.size(1));
-  at::Tensor out = at::empty(shape, w.options());
+  at::Tensor out = uninitialized(shape, w.options());
   if (out.numel() == 0) return out;
 
   at::Tensor rows = w;
