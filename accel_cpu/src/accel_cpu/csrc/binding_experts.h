@@ -56,7 +56,8 @@ at::Tensor grouped_linear_native(at::Tensor x, at::Tensor w, const at::Tensor& e
   check_operand(op, "w", w, x, {experts, n, x.size(1)});
   if (b) check_operand(op, "b", *b, x, {experts, n});
   const std::vector<Rows> rows = rows_of_experts(op, ends, experts, m);
-  const at::Tensor out = uninitialized({m, n}, x.options().dtype(out_dtype.value_or(x.scalar_type())));
+  const at::ScalarType type = out_dtype.value_or(x.scalar_type());
+  const at::Tensor out = uninitialized({m, n}, x.options().dtype(type));
 
   LinearArgs args;
   args.dtype = dtype_of(op, "x", x.scalar_type());

@@ -28,15 +28,31 @@ struct LyingRow {
   }
 };
 
+// What is asked for while a tile is multiplied: nothing, or the lines of two rows of w. Without them
+// memory would wait for the multiplications: 8 rows of x take 0.5 and 16 rows 0.6 of the time in
+// bf16, 0.75 and 0.9 in fp32 (K=1024, N=4096, two Zen 5 cores). Where w is in L2 it costs 1.05.
+struct NothingAhead {
+  void ask(int64_t) const {}
+};
+template <class W>
+struct RowsAhead {
+  LyingRow<W> rows[2];
+  void ask(int64_t i) const {
+    __builtin_prefetch(rows[0].data + i);
+    __builtin_prefetch(rows[1].data + i);
+  }
+};
+
 // sums[r][j] = from[r][j] + x[r] . w[j], of R rows and k in one chunk.
-template <class X, int R, class W>
+template <class X, int R, class W, class Ahead>
 [[gnu::always_inline]] inline void dot_tile(LyingRows<typename X::Element> x,
-                                            const LyingRow<W> (&w)[kDotColumns], int64_t k,
-                                            TileStart from, TileSums to) {
+                                            const LyingRow<W> (&w)[kDotColumns], Ahead ahead,
+                                            int64_t k, TileStart from, TileSums to) {
   Vec acc[R * kDotColumns];
 #pragma GCC unroll 24
   for (int j = 0; j < R * kDotColumns; ++j) acc[j] = zero();
   const auto step = [&](int64_t at, auto... n) {
+    if constexpr (R > 2) ahead.ask(at);  // fewer wait for memory anyway
     typename X::Operand a[R];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) a[r] = X::load_row(x.data + r * x.stride + at, n...);
@@ -70,12 +86,26 @@ template <class X, int R, class W>
   }
 }
 
-// Rows of w as they lie: row(n, k0) is the n-th from k0 on.
-template <class W>
+// Rows of w as they lie, far away in memory or near in a cache: row(n, k0) is the n-th from k0 on.
+template <class W, bool kFar>
 struct WeightRows : LyingRows<typename W::Element> {
   static constexpr int kRows = kDotRows;  // of the tallest tile
+
   WeightRows from(int64_t n) const { return {{this->data + n * this->stride, this->stride}}; }
   LyingRow<W> row(int64_t n, int64_t k0) const { return {this->data + n * this->stride + k0}; }
+  // For the t-th of so many tiles beside the columns before n. Together they ask for the next four
+  // rows, the last first, as the processor sees the first ones coming. An address past the last row
+  // is harmless.
+  auto ahead(int64_t n, int64_t k0, int64_t t, int64_t tiles) const {
+    if constexpr (kFar) {
+      const auto at = [&](int64_t i) {
+        return row(n + kDotColumns - 1 - smaller(i, kDotColumns - 1), k0);
+      };
+      return RowsAhead<W>{{at(t), at(t + tiles)}};
+    } else {
+      return NothingAhead();
+    }
+  }
 };
 
 // Of so many columns, the first rows of w, and of rows that R divides. What lies behind the last
@@ -94,7 +124,8 @@ void dot_tiles(LyingRows<typename X::Element> x, int64_t rows, const Weight& w, 
         const TileStart before = sums.data
                                      ? TileStart(sums.data + r * sums.stride + c, sums.stride)
                                      : TileStart();
-        dot_tile<X, R>({x.data + r * x.stride + done, x.stride}, lies, size, before,
+        dot_tile<X, R>({x.data + r * x.stride + done, x.stride}, lies,
+                       w.ahead(c + kDotColumns, done, r / R, rows / R), size, before,
                        {to.data + r * to.stride + c, to.stride});
       }
       sums = to;

@@ -34,13 +34,13 @@ struct PlainWeight {
 
   // Whether so many rows of x take it as it lies. What is widened for many is packed.
   bool lies(int64_t rows) const { return !w.by_columns && (kSame || rows <= kDotRows); }
-  WeightRows<W> at(int64_t n, int64_t k0) const {
+  WeightRows<W, true> at(int64_t n, int64_t k0) const {
     return {rows_at<typename W::Element>(w, n, k0)};
   }
   // A slice of rows [n, n1), as they lie if they lie near each other. Of far ones the lines of a
   // slice would meet in a few sets of L2.
-  WeightRows<X> near(int64_t n, int64_t n1, int64_t k0, int64_t k,
-                     typename X::Element* out) const {
+  WeightRows<X, false> near(int64_t n, int64_t n1, int64_t k0, int64_t k,
+                            typename X::Element* out) const {
     if constexpr (kSame) {
       if (!w.by_columns && w.stride <= kDotChunk<X>) {
         return {rows_at<typename X::Element>(w, n, k0)};

@@ -83,11 +83,12 @@ struct ScaledRow {
   int64_t until, group;
 };
 
-// As for rows of w that need no scale.
+// As for rows of w that need no scale. Numbers ask for themselves.
 template <class X, int R, class Numbers, bool kGroups>
 [[gnu::always_inline]] inline void dot_tile(LyingRows<typename X::Element> x,
                                             const ScaledRow<Numbers, kGroups> (&w)[kDotColumns],
-                                            int64_t k, TileStart from, TileSums to) {
+                                            NothingAhead, int64_t k, TileStart from,
+                                            TileSums to) {
   constexpr int C = kDotColumns;
   Vec acc[R * C], sums[R * C], scales[C];
 #pragma GCC unroll 24
@@ -119,7 +120,9 @@ template <class X, int R, class Numbers, bool kGroups>
     if (i < end) step(i, static_cast<int>(end - i));
     i = end;
 #pragma GCC unroll 24
-    for (int j = 0; j < R * C; ++j) acc[j] = kGroups ? madd(scales[j % C], sums[j], acc[j]) : sums[j];
+    for (int j = 0; j < R * C; ++j) {
+      acc[j] = kGroups ? madd(scales[j % C], sums[j], acc[j]) : sums[j];
+    }
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r) {
@@ -141,6 +144,7 @@ struct ScaledRows {
   int64_t n, k0;
   Find find;
 
+  NothingAhead ahead(int64_t, int64_t, int64_t, int64_t) const { return {}; }
   ScaledRows from(int64_t j) const { return {w, n + j, k0, find.from(j)}; }
   auto row(int64_t j, int64_t done) const {
     const int64_t first = (k0 + done) / w.group;
@@ -193,7 +197,7 @@ struct QuantizedWeight {
       if constexpr (kScalesNumbers<X>) scale(n + j, k0, k, out + j * stride);
     }
     if constexpr (kScalesNumbers<X>) {
-      return WeightRows<X>{{out, stride}};
+      return WeightRows<X, false>{{out, stride}};
     } else {
       constexpr int R = kGroups ? kGroupsRows : kDotRows;
       return ScaledRows<FindWide<X>, R, kGroups>{w, n, k0, {out, stride}};
