@@ -73,6 +73,18 @@ def test_it_is_right(bits, size, dtype):
         assert error(*args, bits, act="silu").within
 
 
+@pytest.mark.parametrize("size", [size for size in SIZES if size[0] >= 128], ids=str)
+@each_bits
+def test_in_fp32_it_is_a_linear_by_the_dequantised_weight(bits, size):
+    k, n, group = size
+    w, scales = weight(n, k, bits, group)
+    with ops.use("linear=accel_cpu.native"):
+        for m in (1, 9, 33, 100):
+            x, b = randn(m, k), randn(n)
+            want = ops.linear(x, dequantize(w, scales, bits), b)
+            assert same_bits(ops.quantized_linear(x, w, scales, b, bits=bits), want)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_bits
 def test_columns_and_strides_change_no_bit(bits, dtype):
