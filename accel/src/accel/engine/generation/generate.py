@@ -30,6 +30,7 @@ from accel.engine.memory import give_back, is_short
 from accel.engine.modules.lora import FusedWeights, require_adapter
 from accel.engine.modules.parts import head_of
 from accel.engine.modules.quantized import QuantizedWeights
+from accel.engine.parallel.share import Share
 from accel.engine.roles import require_current
 from accel.engine.spec import DecoderSpec
 from accel.errors import CapacityError, UnsupportedCapability
@@ -44,6 +45,8 @@ class Generate:
     ``fused``       weights with LoRA adapters added, where somebody keeps them between rollouts
     ``quantized``   quantised copies of weights, likewise
     """
+
+    share: Share | None = None  # what this process computes, where several do it together
 
     def __init__(self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> None:
         self.model = model
@@ -144,7 +147,7 @@ class Generate:
         samples = None
         if request.sampled:
             samples = sampling.samples_of(request.prompts.contents(), sample_ids)
-        company = Company(self.model)
+        company = Company(self.model, together=self.share is not None)
         with self.cache.used():
             seed = self.new_seed() if seed is None else seed
             uniform = None
@@ -191,23 +194,27 @@ class Generate:
         uniform: Tensor | None, seed: int, reuse: bool,
     ) -> Rollout:  # fmt: skip
         """All answers, in as few waves as the cache's limit permits."""
-        like, count = next(self.model.parameters()), len(lengths)
+        like, count, share = next(self.model.parameters()), len(lengths), self.share
         tokens = max(lengths) + request.max_new_tokens
-        most = count if request.whole else self.cache.most(self.spec, tokens, like) or count
+        # With a share, waves are those of the rank with most to keep: the same on all.
+        kept, widest = (share.own, share.widest) if share else (self.spec, self.spec)
+        most = count if request.whole else self.cache.most(widest, tokens, like) or count
         ids, mask = request.prompts.answered()
         answers = Answers(count, request.max_new_tokens, request.filler, like, request.kept)
         uniform = None if uniform is None else uniform.to(like.device)
         head = head_of(self.model.get_submodule(self.spec.head))
-        graphs = graphs_for(self.model, like.device, self.config.enable_cuda_graph)
+        # A graph would not say what passes between ranks.
+        wanted = False if share else self.config.enable_cuda_graph
+        graphs = graphs_for(self.model, like.device, wanted)
         with self.reading() as weights, torch.no_grad():
-            step = Step(adapter=adapter, cache=self.cache, **weights)
+            step = Step(adapter=adapter, cache=self.cache, share=share, **weights)
             with step.active(like.device):
                 prefixes = self._prefixes(request) if reuse else None
                 for rows in torch.arange(count, device=like.device).tensor_split(-(-count // most)):
                     if not answers.aborted:
                         wave = Wave(request, self.cache, rows, uniform, answers)
                         had = prefixes.found(wave.fed.tolist()) if prefixes else []
-                        self.cache.reserve(self.spec, len(rows), tokens, like, had)
+                        self.cache.reserve(kept, len(rows), tokens, like, had)
                         wave.had = [count for _, count in had]
                         try:
                             wave.make(self.model, head, step, graphs, company.comes)

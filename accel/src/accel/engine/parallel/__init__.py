@@ -1,0 +1,1 @@
+"""Tensor parallelism of rollouts: what ranks compute together, and how they speak of it."""
