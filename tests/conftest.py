@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch.multiprocessing as mp
 
 from accel.native import cache as native_cache
 
+ENOUGH = 600  # seconds, for what processes do together
 # What says whose kernels are tested.
 KERNELS = ("ACCEL_CXXFLAGS", "ACCEL_CPU_ISA")
 
@@ -61,10 +63,11 @@ def fresh():
 
 
 @pytest.fixture(scope="session")
-def in_two_processes(tmp_path_factory, build_cache):
-    """``in_two_processes(work)`` runs ``work(rank, port, folder)`` in two; returns folder."""
+def in_processes(tmp_path_factory, build_cache):
+    """``in_processes(work, count)`` runs ``work(rank, port, folder)`` in so many; returns folder.
+    They are ended when they have not done so by themselves."""
 
-    def run(work):
+    def run(work, count):
         folder = tmp_path_factory.mktemp("processes")
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))
@@ -72,7 +75,20 @@ def in_two_processes(tmp_path_factory, build_cache):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCEL_BACKEND", "cpu")
             patch.setenv("ACCEL_CACHE_DIR", str(build_cache))
-            mp.spawn(work, (port, folder), nprocs=2)
+            processes = mp.spawn(work, (port, folder), nprocs=count, join=False)
+        until = time.monotonic() + ENOUGH
+        try:
+            while not processes.join(timeout=1):
+                assert time.monotonic() < until, f"processes still run after {ENOUGH} seconds"
+        finally:
+            for process in processes.processes:
+                process.kill()
         return folder
 
     return run
+
+
+@pytest.fixture(scope="session")
+def in_two_processes(in_processes):
+    """``in_two_processes(work)`` runs ``work(rank, port, folder)`` in two; returns folder."""
+    return lambda work: in_processes(work, 2)

@@ -18,20 +18,18 @@ from torch import nn
 class Company:
     """Those that a model is sharded over; of a model that is not, there is nobody.
 
-    ``came``  others run the forward that this process has begun, and gather with it; so they do
-              where they are ``together`` in a rollout, and need not be told
+    ``came``  others run the forward that this process has begun, and gather with it
     """
 
-    def __init__(self, model: nn.Module, together: bool = False) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._groups = list(_groups(model))
-        self._together = together
         self._device = next(model.parameters()).device
         self.came = False
 
     def comes(self) -> None:
         """This process is about to run a forward: all others must know, and run one too."""
         self._others_come(1)
-        self.came = self._together or bool(self._groups)
+        self.came = bool(self._groups)
 
     def keep(self, forward: Callable[[], object]) -> None:
         """This process has run its own: run one for each of the others', until none comes."""

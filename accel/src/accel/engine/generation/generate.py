@@ -147,7 +147,7 @@ class Generate:
         samples = None
         if request.sampled:
             samples = sampling.samples_of(request.prompts.contents(), sample_ids)
-        company = Company(self.model, together=self.share is not None)
+        company = Company(self.model)
         with self.cache.used():
             seed = self.new_seed() if seed is None else seed
             uniform = None
@@ -176,7 +176,7 @@ class Generate:
         except (RuntimeError, MemoryError) as error:
             if not is_short(error):
                 raise
-            if request.whole or company.came:
+            if request.whole or company.came or self.share is not None:
                 self.cache.release()
                 raise _short(error, "once") from error
         # Out here nothing holds what the first time took.

@@ -111,7 +111,12 @@ class Stacked:
         self.name = name
         self.least_bits = least_bits
 
-    def __call__(self, x: Tensor, ends: Tensor, out_dtype: torch.dtype) -> Tensor:
+    def __call__(
+        self, x: Tensor, ends: Tensor, out_dtype: torch.dtype, rows: slice | None = None
+    ) -> Tensor:
+        """``rows``: of each expert's weight, whose output features are wanted; None: all."""
+        if rows is not None:
+            return ops.grouped_linear(x, self._stack()[:, rows], ends, out_dtype=out_dtype)
         copies = current().quantized
         if copies is not None and self.least_bits is not None:
             return copies.products(self, x, ends, out_dtype)

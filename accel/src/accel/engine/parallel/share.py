@@ -120,8 +120,6 @@ def split_heads(queries: int, keys: int, degree: int) -> list[Heads]:
 def reasons(spec: DecoderSpec, degree: int) -> list[Refusal]:
     """Why the model's layers are not split over so many ranks."""
     asked, found = "inference_tp_size", []
-    if spec.layer.experts is not None:
-        found.append(Refusal(asked, "a model without experts", "mixture-of-experts layers", "1"))
     if degree > spec.heads:
         have = f"{spec.heads} heads for {degree} ranks"
         found.append(Refusal(asked, "at least one query head a rank", have, "a smaller degree"))
@@ -133,25 +131,31 @@ def note(spec: DecoderSpec, degree: int, sums: bool) -> str:
     heads = split_heads(spec.heads, spec.kv_heads, degree)
     counts = [h.counts() for h in heads]
     queries, keys = (", ".join(str(c[i]) for c in counts) for i in range(2))
-    layers, shared = len(spec.scales), sum(c[1] for c in counts) > spec.kv_heads
+    shared = sum(c[1] for c in counts) > spec.kv_heads
     again = " (some on several ranks, which are more than there are)" if shared else ""
     norms = ""
     if spec.layer.whole_qk_norms:
         norms = "; queries, keys and values are projected whole, as their norms are over all heads"
     if sums:
-        total = f"{2 * layers + 1} collectives a forward: 2 sums a layer, behind attention and MLP"
+        kind = "2 sums a layer, behind attention and MLP (2 gathers for each where experts, an "
+        kind += "adapter or a hook are)"
         why = "each adds partial products up across ranks, so that values differ by roundings"
     else:
-        total = (
-            f"{4 * layers + 1} collectives a forward: 4 gathers a layer, of the heads, of what is "
-            "projected back, of the MLP's inner activations and of its result"
-        )
+        kind = "4 gathers a layer, of the heads, of what is projected back, of the MLP's inner "
+        kind += "activations and of its result"
         why = "products are split by output features alone, so that none is added up across ranks"
     return (
         f"inference_tp_size={degree}: of the query heads a rank computes {queries}, its KV cache "
-        f"keeps {keys} heads{again}{norms}. {total}, 1 gather of the logits; {why}. Decode steps "
-        "are not replayed as a graph"
+        f"keeps {keys} heads{again}{norms}. {collectives(spec, sums)} collectives a forward: "
+        f"{kind}, 1 gather of the logits; {why}. Decode steps are not replayed as a graph"
     )
+
+
+def collectives(spec: DecoderSpec, sums: bool) -> int:
+    """How often ranks speak in one forward, without adapters or hooks."""
+    experts = sum(map(spec.layer.has_experts, range(len(spec.scales))))
+    each = 2 if sums else 4
+    return each * len(spec.scales) + (experts if sums else 0) + 1
 
 
 def _times(part: slice, factor: int) -> slice:
