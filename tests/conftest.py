@@ -62,16 +62,25 @@ def fresh():
     return run
 
 
+@pytest.fixture
+def free_port():
+    """One of this machine's that nobody listens at."""
+    return _free_port()
+
+
+def _free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def in_processes(tmp_path_factory, build_cache):
     """``in_processes(work, count)`` runs ``work(rank, port, folder)`` in so many; returns folder.
     They are ended when they have not done so by themselves."""
 
     def run(work, count):
-        folder = tmp_path_factory.mktemp("processes")
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            port = listening.getsockname()[1]
+        folder, port = tmp_path_factory.mktemp("processes"), _free_port()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCEL_BACKEND", "cpu")
             patch.setenv("ACCEL_CACHE_DIR", str(build_cache))

@@ -21,7 +21,8 @@ ODD = {
               "intermediate_size": 90},
     "gpt2": {"n_embd": 48, "n_head": 3},
     "opt": {"hidden_size": 60, "num_attention_heads": 5, "ffn_dim": 75, "word_embed_proj_dim": 60},
-    "falcon": {"hidden_size": 80, "num_attention_heads": 5, "num_kv_heads": 5, "ffn_hidden_size": 70},
+    "falcon": {"hidden_size": 80, "num_attention_heads": 5, "num_kv_heads": 5,
+               "ffn_hidden_size": 70},
     "gpt_neox": {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 50},
 }  # fmt: skip
 ODD_ONES = [f"odd {name}" for name in ODD]
@@ -64,7 +65,8 @@ def rolled(name, rank, degree, config=None, **asked):
     engine = accel.HybridEngine(made(name), config={"inference_tp_size": degree, **(config or {})})
     ids, mask = prompts(rank)
     roll = engine.generate(ids, mask, return_logprobs=True, **{**SAMPLED, **asked})
-    scored = engine.logprobs(roll.sequences, roll.attention_mask).detach()
+    adapter = asked.get("adapter", "active")
+    scored = engine.logprobs(roll.sequences, roll.attention_mask, adapter=adapter).detach()
     return roll, scored[:, -roll.logprobs.shape[1] :]
 
 

@@ -87,7 +87,6 @@ class Experts(Forward):
         total: Tensor = reduce(torch.add, (found * weights[..., None]).unbind(1))
         return total.to(x.dtype)
 
-
     def _shared(self, x: Tensor, ends: Tensor, share: Share) -> Tensor:
         """What the experts project down, of which each rank makes some columns."""
         module: Any = self.module
