@@ -3,7 +3,6 @@ get alone, bit for bit."""
 
 from datetime import timedelta
 
-import models
 import pytest
 import sharing
 import torch
