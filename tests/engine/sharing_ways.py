@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import accel
+from accel.deepspeed import DeepSpeedHybridEngine
 from accel.engine.parallel import ranks
 
 
@@ -40,6 +41,25 @@ def of_a_chosen_group(rank):
     ids, mask = sharing.prompts(rank)
     engine = engine_of(inference_tp_group=mesh["tensor"])
     return engine.generate(ids, mask, **sharing.SAMPLED)
+
+
+class Mpu:
+    """As Megatron's, of one group."""
+
+    def get_model_parallel_group(self):
+        return dist.group.WORLD
+
+
+def under_deepspeeds_names(rank):
+    asked = {**sharing.SAMPLED, "return_logprobs": True}
+    config = {"hybrid_engine": {"enabled": True, "inference_tp_size": 2}}
+    found = []
+    for mpu in (None, Mpu()):
+        model = sharing.made("odd llama fp32")
+        engine = DeepSpeedHybridEngine(None, model, mpu=mpu, config=config)
+        found.append(engine.generate(*sharing.prompts(rank), **asked))
+        found.append(engine.generate(*sharing.prompts(rank), **{**asked, "seed": None}).seed)
+    return found
 
 
 def without_seeds(rank):
@@ -216,7 +236,7 @@ def one_raises(rank):
 
 
 OTHERS = [
-    without_prompts, the_same_prompt, of_a_chosen_group, without_seeds, stopped, copied,
-    in_training, sharded, summed, spoken, watched, asked_for_something_else, one_cannot, not_shared,
+    under_deepspeeds_names, without_prompts, the_same_prompt, of_a_chosen_group, without_seeds,
+    stopped, copied, in_training, sharded, summed, spoken, watched, asked_for_something_else, one_cannot, not_shared,
     an_adapter_on_one, one_raises,
 ]  # fmt: skip

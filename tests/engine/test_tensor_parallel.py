@@ -105,6 +105,16 @@ def test_ranks_may_be_a_dimension_of_a_mesh(found):
         assert torch.equal(found[rank]["of_a_chosen_group"], want.sequences)
 
 
+def test_deepspeeds_names_share_as_its_configuration_says(found):
+    for rank in range(2):
+        want, _ = sharing.rolled("odd llama fp32", rank, 1)
+        plain, _, grouped, _ = found[rank]["under_deepspeeds_names"]
+        sharing.same_rollout(plain, want)
+        sharing.same_rollout(grouped, want)
+    seeds = [found[rank]["under_deepspeeds_names"][1::2] for rank in range(2)]
+    assert seeds[0] == seeds[1]
+
+
 def test_without_a_seed_the_first_ranks_serves(found):
     one, other = (found[rank]["without_seeds"] for rank in range(2))
     alone = accel.HybridEngine(sharing.made("odd llama fp32"))
