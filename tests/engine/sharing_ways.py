@@ -237,6 +237,6 @@ def one_raises(rank):
 
 OTHERS = [
     under_deepspeeds_names, without_prompts, the_same_prompt, of_a_chosen_group, without_seeds,
-    stopped, copied, in_training, sharded, summed, spoken, watched, asked_for_something_else, one_cannot, not_shared,
-    an_adapter_on_one, one_raises,
+    stopped, copied, in_training, sharded, summed, spoken, watched, asked_for_something_else,
+    one_cannot, not_shared, an_adapter_on_one, one_raises,
 ]  # fmt: skip
