@@ -10,6 +10,7 @@ one that stands there twice has two samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from accel.engine.parallel.ranks import Ranks
 from accel.engine.parallel.share import Share
 from accel.engine.roles import require_current
 from accel.engine.spec import DecoderSpec
-from accel.errors import UnsupportedCapability
+from accel.errors import RankError, UnsupportedCapability
 from accel.host import HOST
 from accel.layers.hooks import has_hooks
 
@@ -91,8 +92,9 @@ class SharedGenerate(Generate):
             mine = self._offer(
                 ids, attention_mask, generation_config, seed, sample_ids, adapter, abort, settings
             )
-        except Exception as error:  # the others must know, or they would wait
-            self.ranks.exchange(f"{type(error).__name__}: {error}")
+        except Exception as error:
+            with suppress(RankError):  # what has happened here is what counts
+                self.ranks.exchange(f"{type(error).__name__}: {error}")
             raise
         offers = agreed(self.ranks.exchange(mine))
         stop = getattr(abort, "is_set", abort) or (lambda: False)

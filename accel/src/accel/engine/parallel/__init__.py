@@ -1,1 +1,5 @@
-"""Tensor parallelism of rollouts: what ranks compute together, and how they speak of it."""
+"""Tensor parallelism of rollouts.
+
+share.py   what of each product a rank computes, and why so
+ranks.py   which they are, and what passes between them
+"""

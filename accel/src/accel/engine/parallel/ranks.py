@@ -66,8 +66,8 @@ class Ranks:
 
     @property
     def stream(self) -> int:
-        """Which of the groups of so many this is: 0 for the one with the first process."""
-        return int(dist.get_process_group_ranks(self.group)[0]) // self.degree
+        """A number that no other group of the processes has: the first of its ranks among all."""
+        return int(dist.get_process_group_ranks(self.group)[0])
 
     def reasons(self) -> Iterator[Refusal]:
         """Why there are no such ranks; makes none."""
@@ -127,8 +127,8 @@ class Ranks:
             others = [r for r in dist.get_process_group_ranks(self.group) if r != dist.get_rank()]
             raise RankError(
                 f"rank {dist.get_rank()} waited for {what} from ranks {others} of its "
-                f"tensor-parallel group, which did not come: {str(error).splitlines()[0]:.300} "
-                "One of them has raised or is gone: its own error says why. This group can not be "
+                f"tensor-parallel group, which did not come: {str(error).splitlines()[0]:.300}. "
+                "One of them has raised or is gone: its own error says why. This group cannot be "
                 "used any more; end all processes and start them again"
             ) from error
 
