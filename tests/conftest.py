@@ -76,18 +76,19 @@ def _free_port():
 
 @pytest.fixture(scope="session")
 def in_processes(tmp_path_factory, build_cache):
-    """``in_processes(work, count)`` runs ``work(rank, port, folder)`` in so many; returns folder.
-    They are ended when they have not done so by themselves."""
+    """``in_processes(work, count, *given)`` runs ``work(rank, port, folder, *given)`` in so many;
+    returns folder. They are ended when they have not done so by themselves. It fails if one of them
+    does, unless they are ``mortal``."""
 
-    def run(work, count):
+    def run(work, count, *given, mortal=False):
         folder, port = tmp_path_factory.mktemp("processes"), _free_port()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCEL_BACKEND", "cpu")
             patch.setenv("ACCEL_CACHE_DIR", str(build_cache))
-            processes = mp.spawn(work, (port, folder), nprocs=count, join=False)
+            processes = mp.spawn(work, (port, folder, *given), nprocs=count, join=False)
         until = time.monotonic() + ENOUGH
         try:
-            while not processes.join(timeout=1):
+            while not (_all_ended(processes) if mortal else processes.join(timeout=1)):
                 assert time.monotonic() < until, f"processes still run after {ENOUGH} seconds"
         finally:
             for process in processes.processes:
@@ -95,6 +96,13 @@ def in_processes(tmp_path_factory, build_cache):
         return folder
 
     return run
+
+
+def _all_ended(processes):
+    """Once it is so, or after a second; join() would end the others with the first."""
+    for process in processes.processes:
+        process.join(timeout=1 / len(processes.processes))
+    return not any(process.is_alive() for process in processes.processes)
 
 
 @pytest.fixture(scope="session")
