@@ -46,8 +46,6 @@ class Generate:
     ``quantized``   quantised copies of weights, likewise
     """
 
-    share: Share | None = None  # what this process computes, where several do it together
-
     def __init__(self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> None:
         self.model = model
         self.spec = spec
@@ -57,6 +55,7 @@ class Generate:
         self.seeds_made = 0
         self.fused: FusedWeights | None = None
         self.quantized: QuantizedWeights | None = None
+        self.share: Share | None = None  # what this process computes, where several do it together
 
     def __call__(
         self,
@@ -196,16 +195,14 @@ class Generate:
         """All answers, in as few waves as the cache's limit permits."""
         like, count, share = next(self.model.parameters()), len(lengths), self.share
         tokens = max(lengths) + request.max_new_tokens
-        # With a share, waves are those of the rank with most to keep: the same on all.
+        # Waves are the same on all ranks: those of the one with most to keep.
         kept, widest = (share.own, share.widest) if share else (self.spec, self.spec)
         most = count if request.whole else self.cache.most(widest, tokens, like) or count
         ids, mask = request.prompts.answered()
         answers = Answers(count, request.max_new_tokens, request.filler, like, request.kept)
         uniform = None if uniform is None else uniform.to(like.device)
         head = head_of(self.model.get_submodule(self.spec.head))
-        # A graph would not say what passes between ranks.
-        wanted = False if share else self.config.enable_cuda_graph
-        graphs = graphs_for(self.model, like.device, wanted)
+        graphs = graphs_for(self.model, like.device, self.config.enable_cuda_graph)
         with self.reading() as weights, torch.no_grad():
             step = Step(adapter=adapter, cache=self.cache, share=share, **weights)
             with step.active(like.device):

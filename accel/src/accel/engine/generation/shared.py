@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,8 @@ class SharedGenerate(Generate):
     """
 
     def __init__(self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> None:
-        super().__init__(model, spec, config)
+        # What passes between ranks is no part of a graph.
+        super().__init__(model, spec, replace(config, enable_cuda_graph=False))
         self.ranks = Ranks(config.inference_tp_size, config.inference_tp_group)
         self.share = Share(spec, self.ranks, sums=config.inference_tp_sums)
         _ = self.ranks.group  # made now, on all processes
