@@ -8,7 +8,6 @@ import pytest
 import sharing
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -113,15 +112,9 @@ def dying(rank, port, found):
     os._exit(0)  # what is left of the group would wait
 
 
-def test_where_one_dies_the_others_are_told(tmp_path, monkeypatch, build_cache, free_port):
-    monkeypatch.setenv("ACCEL_BACKEND", "cpu")
-    monkeypatch.setenv("ACCEL_CACHE_DIR", str(build_cache))
-    started = mp.spawn(dying, (free_port, tmp_path), nprocs=4, join=False)
-    for process in started.processes:
-        process.join(300)
-    codes = [process.exitcode for process in started.processes]
-    for process in started.processes:
-        process.kill()
-    assert codes == [0, 0, 9, 0]
-    for rank in (0, 1, 3):
-        assert f"rank {rank} waited for" in (tmp_path / str(rank)).read_text()
+def test_where_one_dies_the_others_are_told(in_processes):
+    folder = in_processes(dying, 4, mortal=True)
+    told = {path.name: path.read_text() for path in folder.iterdir()}
+    assert sorted(told) == ["0", "1", "3"]
+    for rank, message in told.items():
+        assert f"rank {rank} waited for" in message
