@@ -267,7 +267,18 @@ BAD = [
     ({"inference_tp_size": 0}, ConfigError, "inference_tp_size must be"),
     ({"exact": "false"}, ConfigError, "exact must be True or False, not 'false'"),
     ({"enabled": None}, ConfigError, "enabled must be True or False"),
-    ({"inference_tp_size": 2}, UnsupportedCapability, "inference_tp_size is 2"),
+    ({"inference_tp_sums": True}, ConfigError, "inference_tp_sums=True adds partial products"),
+    ({"inference_tp_sums": True, "exact": False}, ConfigError, "inference_tp_size, which is 1"),
+    (
+        {"inference_tp_size": 2, "exact": False, "rollout_weights": "int8"},
+        UnsupportedCapability,
+        "inference_tp_size=2 beside rollout_weights='int8'",
+    ),
+    (
+        {"inference_tp_size": 2, "enable_cuda_graph": True},
+        UnsupportedCapability,
+        "beside enable_cuda_graph=True",
+    ),
     ({"enable_cuda_graph": "yes"}, ConfigError, "enable_cuda_graph must be True, False or None"),
 ]
 

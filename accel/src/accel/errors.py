@@ -15,6 +15,7 @@
     ├── NonFiniteError           (ArithmeticError)  a loss or gradient is inf or nan
     ├── ExactnessError           (ArithmeticError)  a token's value is not the one it was made with
     ├── CheckpointError          (RuntimeError)  a checkpoint is torn, or of something else
+    ├── RankError                (RuntimeError)  another process failed, or asked for something else
     ├── OpError
     │   ├── UnknownOpError       (LookupError)   no op, builder or implementation of that name
     │   ├── OpArgumentError      (ValueError, RuntimeError)  an argument breaks the op's contract
@@ -96,6 +97,10 @@ class ExactnessError(AccelError, ArithmeticError):
 
 class CheckpointError(AccelError, RuntimeError):
     """A checkpoint cannot be saved or read, is torn, or is of another model or training."""
+
+
+class RankError(AccelError, RuntimeError):
+    """Another process of those that work together failed, is gone, or asked for something else."""
 
 
 class OpError(AccelError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,8 +57,11 @@ class DeepSpeedHybridEngine(HybridEngine):
                 "and config"
             )
         settings = getattr(args, "deepspeed_config", None) if config is None else config
-        super().__init__(model, optimizer, read(settings), lr_scheduler)
-        self.inference_mp_group = group_of(mpu)
+        group, read_config = group_of(mpu), read(settings)
+        if read_config is not None and read_config.inference_tp_size > 1 and group is not None:
+            read_config = replace(read_config, inference_tp_group=group)
+        super().__init__(model, optimizer, read_config, lr_scheduler)
+        self.inference_mp_group = group
         self.inference_policies: dict[type, tuple[Any, ModelPolicy]] = {}
         self._containers: list[InferenceContainer] = []
         self._latency = Latency(self._stats)
@@ -184,11 +188,14 @@ class DeepSpeedHybridEngine(HybridEngine):
         else, and torch's generators are neither read nor set alike. All ranks of the group must
         call it, with the same prompts in any order.
 
+        With ``inference_tp_size`` its ranks, ``mpu``'s group or as many consecutive ones, generate
+        together and each has prompts of its own: they agree on the seed themselves.
+
         What ``fallback`` hands to transformers draws by torch's own generator, on every rank for
         itself.
         """
         given = dict(kwargs)
-        if given.get("seed") is None:
+        if given.get("seed") is None and self.config.inference_tp_size == 1:
             given["seed"] = self._seed_of_the_stream()
         try:
             found: Any = super().generate(*inputs, **given)

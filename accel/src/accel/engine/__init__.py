@@ -9,6 +9,7 @@ forward.py     what stands in a forward's place    modules/     the forwards of 
 call.py        what a forward must know ...        calls.py     ... and what it is for
 sequences.py   where the real tokens lie           cache.py     keys and values kept
 reading.py     what policies share                 stats.py     time and tokens per phase
+parallel/      ranks that share a rollout
 fingerprint.py  whether weights are what they were
 """
 

@@ -20,6 +20,7 @@ from accel.errors import IgnoredWarning, UnsupportedModelError
 if TYPE_CHECKING:
     from accel.engine.modules.lora import FusedWeights
     from accel.engine.modules.quantized import QuantizedWeights
+    from accel.engine.parallel.share import Share
 
 ACTIVE = "active"
 
@@ -34,6 +35,7 @@ class Call:
     ``cache``      keeps and gives the keys and values of earlier tokens
     ``fused``      weights with the adapters added to them, which stand for both
     ``quantized``  copies of weights, which are read in their place
+    ``share``      what of each product this process computes, where several do it together
     """
 
     exact: bool = True
@@ -42,6 +44,7 @@ class Call:
     cache: KVCache | None = None
     fused: FusedWeights | None = None
     quantized: QuantizedWeights | None = None
+    share: Share | None = None
     gives: ClassVar[type] = object
 
     def ask(self, model: nn.Module, *args: Any, **inputs: Any) -> Any:

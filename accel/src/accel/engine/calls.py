@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from accel.engine.call import Call
 from accel.engine.modules.parts import head_of
+from accel.engine.modules.shared import gathered
 from accel.engine.sequences import Sequences
 from accel.errors import OpArgumentError
 from accel.layers.hooks import has_hooks
@@ -97,7 +98,10 @@ class Step(Call):
     dropout: bool = False
 
     def result(self, head: nn.Module, hidden: Tensor, sequences: Sequences) -> Tensor:
-        return head(sequences.pack(hidden).index_select(0, sequences.last()))  # type: ignore[no-any-return]
+        last = sequences.pack(hidden).index_select(0, sequences.last())
+        if self.share is not None:
+            return gathered(head, last, self.share)
+        return head(last)  # type: ignore[no-any-return]
 
 
 def score(

@@ -23,7 +23,8 @@ class HybridEngineConfig(Fixed):
     ``enabled``                    False leaves the model to itself: no layer is replaced
     ``max_out_tokens``             most tokens of a sequence, prompt and answer together; None: as
                                    many as the model has positions. DeepSpeed's default is 512
-    ``inference_tp_size``          ranks that share a layer when generating; only 1 so far
+    ``inference_tp_size``          ranks that share a layer when generating, and generate all of
+                                   their prompts together: see ``accel.engine.generation.shared``
     ``release_inference_cache``    give the KV cache back after every ``generate``
     ``pin_parameters``, ``tp_gather_partition_size``  speak of ZeRO-3 partitions; without them
                                    there is nothing to pin or to gather
@@ -59,6 +60,11 @@ class HybridEngineConfig(Fixed):
                                    ``logprobs(weights="rollout")`` gives, bitwise. None: parameters
     ``kv_cache_bytes``             most bytes the KV cache may take; what it has no room for is made
                                    in several waves. None: no limit
+    ``inference_tp_group``         the ranks of ``inference_tp_size``: a process group, or a mesh of
+                                   one dimension. None: as many consecutive ones, as in DeepSpeed
+    ``inference_tp_sums``          they split the projections back to the hidden size over their
+                                   input, and add up: two collectives a layer in place of four. Not
+                                   while ``exact``: the sums' order is the communication's
     ``micro_batch_size``           rows per forward in ``logprobs``; None: all at once
     ``on_stats``                   called with ``(phase, seconds)`` whenever a phase ends
     """
@@ -78,6 +84,8 @@ class HybridEngineConfig(Fixed):
     fuse_lora: bool = False
     rollout_weights: str | None = None
     kv_cache_bytes: int | None = None
+    inference_tp_group: Any = None
+    inference_tp_sums: bool = False
     micro_batch_size: int | None = None
     on_stats: Callable[[str, float], None] | None = None
 
@@ -96,11 +104,7 @@ class HybridEngineConfig(Fixed):
         real = isinstance(norm, (int, float)) and not isinstance(norm, bool)
         if norm is not None and not (real and 0 < norm < math.inf):
             raise ConfigError(f"gradient_clipping must be a positive norm or None, not {norm!r}")
-        if self.inference_tp_size != 1:
-            raise UnsupportedCapability(
-                f"inference_tp_size is {self.inference_tp_size}; generation is not split over "
-                "ranks so far, only 1 is possible"
-            )
+        self._require_parallel()
         if self.fuse_lora and self.exact:
             raise ConfigError(
                 "fuse_lora=True adds LoRA adapters to rounded weights, so that a rollout's values "
@@ -126,6 +130,33 @@ class HybridEngineConfig(Fixed):
         if self.enable_cuda_graph not in (None, True, False):
             raise ConfigError(
                 f"enable_cuda_graph must be True, False or None, not {self.enable_cuda_graph!r}"
+            )
+
+    def __deepcopy__(self, memo: object) -> HybridEngineConfig:
+        return self  # nothing writes to it, and process groups have no copies
+
+    def _require_parallel(self) -> None:
+        size, asked = self.inference_tp_size, f"inference_tp_size={self.inference_tp_size}"
+        if self.inference_tp_sums and self.exact:
+            raise ConfigError(
+                "inference_tp_sums=True adds partial products up across ranks, so that a rollout's "
+                "values are not training's; exact=True refuses it. Set exact=False to permit it, "
+                "or leave products whole (inference_tp_sums=False)"
+            )
+        if size == 1 and (self.inference_tp_sums or self.inference_tp_group is not None):
+            raise ConfigError(
+                "inference_tp_sums and inference_tp_group speak of the ranks of inference_tp_size, "
+                "which is 1; set it, or leave them"
+            )
+        if size > 1 and self.rollout_weights is not None:
+            raise UnsupportedCapability(
+                f"{asked} beside rollout_weights={self.rollout_weights!r}: quantised copies are "
+                "not split over ranks so far; possible is either alone"
+            )
+        if size > 1 and self.enable_cuda_graph:
+            raise UnsupportedCapability(
+                f"{asked} beside enable_cuda_graph=True: a step in which ranks speak to each other "
+                "is not recorded so far; leave enable_cuda_graph None or False"
             )
 
     @property

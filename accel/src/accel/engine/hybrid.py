@@ -10,6 +10,7 @@ from torch import nn
 from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import installed
 from accel.engine.generation.generate import Generate
+from accel.engine.generation.shared import SharedGenerate
 from accel.engine.planning import Plan, plan
 from accel.engine.spec import DecoderSpec
 from accel.errors import UnsupportedModelError
@@ -24,7 +25,8 @@ def hybridize(
     All or nothing: UnsupportedModelError, with every reason, leaves the model as it was. Parameters
     stay where they are under their names, so optimizers, hooks, sharding, gradient checkpointing,
     PEFT, ``state_dict``, deepcopy and pickle go on as before. May be called again, as after adding
-    an adapter. :func:`restore` undoes it.
+    an adapter. With ``inference_tp_size`` all processes call it, in the same order, as torch makes
+    process groups on all at once. :func:`restore` undoes it.
     """
     config = HybridEngineConfig.of(config)
     made = plan(model, config)
@@ -32,8 +34,14 @@ def hybridize(
     restore(model)
     made.apply()
     if isinstance(spec, DecoderSpec):
-        made.model.generate = Generate(made.model, spec, config)  # type: ignore[assignment]
+        made.model.generate = _generate(made.model, spec, config)  # type: ignore[assignment]
     return made
+
+
+def _generate(model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> Generate:
+    if config.inference_tp_size == 1:
+        return Generate(model, spec, config)
+    return SharedGenerate(model, spec, config)
 
 
 def restore(model: nn.Module) -> None:

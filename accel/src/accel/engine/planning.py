@@ -24,6 +24,8 @@ from accel.engine.modules.lora import ChatLora, LoraLinear, PeftLora
 from accel.engine.modules.model import CausalLM, Decoder
 from accel.engine.modules.parts import Embedding, Head, Norm, RotaryAngles
 from accel.engine.modules.projection import FEWEST, Linear, Stacked, activation
+from accel.engine.parallel import share
+from accel.engine.parallel.ranks import Ranks
 from accel.engine.policy import ModelPolicy
 from accel.engine.reading import AS_IT_IS
 from accel.engine.roles import Role, roles
@@ -123,6 +125,8 @@ def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None
     bits = BITS.get(config.rollout_weights or "", 0)
     if bits and isinstance(spec, DecoderSpec):
         refusals += quantized.reasons(copied, bits)
+    if config.inference_tp_size > 1:
+        refusals += _parallel_reasons(found, spec, config)
     if isinstance(spec, EncoderSpec):
         asked = [name for name in _OF_ROLLOUTS if getattr(config, name)]
         refusals += [
@@ -225,6 +229,22 @@ def _parameter_reasons(model: nn.Module) -> Iterator[Refusal]:
             yield Refusal(what, want, have, f"load all of the weights, with one {what}")
 
 
+def _parallel_reasons(
+    model: nn.Module, spec: StackSpec, config: HybridEngineConfig
+) -> Iterator[Refusal]:
+    """Why rollouts cannot be shared by ranks."""
+    degree = config.inference_tp_size
+    if not isinstance(spec, DecoderSpec):
+        have = "an encoder"
+        yield Refusal("inference_tp_size", "a decoder, which has rollouts", have, "leave it 1")
+        return
+    yield from share.reasons(spec, degree)
+    yield from Ranks(degree, config.inference_tp_group).reasons()
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        want, have = "parameters that are whole, or sharded by fully_shard", "DeepSpeed's ZeRO-3"
+        yield Refusal("inference_tp_size", want, have, "leave it 1")
+
+
 def _notes(model: nn.Module, spec: StackSpec, config: HybridEngineConfig) -> Iterator[str]:
     if isinstance(spec, EncoderSpec):
         yield (
@@ -249,6 +269,8 @@ def _notes(model: nn.Module, spec: StackSpec, config: HybridEngineConfig) -> Ite
             "second copy of the weights that have adapters; the values of its tokens then differ "
             "by that rounding from logprobs', where adapters are added on the fly"
         )
+    if config.inference_tp_size > 1 and isinstance(spec, DecoderSpec):
+        yield share.note(spec, config.inference_tp_size, config.inference_tp_sums)
     idle = config.without_effect()
     if idle:
         yield (

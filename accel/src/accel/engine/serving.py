@@ -39,7 +39,9 @@ def what_differs(
     model: nn.Module, spec: StackSpec, config: HybridEngineConfig, by: dict[str, str], *, lora: bool
 ) -> str:
     """What ``exact=False`` changes of the implementations, which serve ``by`` it."""
-    exactly = replace(config, exact=True, fuse_lora=False, rollout_weights=None)
+    exactly = replace(
+        config, exact=True, fuse_lora=False, rollout_weights=None, inference_tp_sums=False
+    )
     others, _ = served(model, spec, exactly, lora=lora)
     changed = [
         f"{op} by {impl} (exact: {others.get(op, 'none')})"

@@ -30,6 +30,7 @@ from accel.engine.memory import give_back, is_short
 from accel.engine.modules.lora import FusedWeights, require_adapter
 from accel.engine.modules.parts import head_of
 from accel.engine.modules.quantized import QuantizedWeights
+from accel.engine.parallel.share import Share
 from accel.engine.roles import require_current
 from accel.engine.spec import DecoderSpec
 from accel.errors import CapacityError, UnsupportedCapability
@@ -54,6 +55,7 @@ class Generate:
         self.seeds_made = 0
         self.fused: FusedWeights | None = None
         self.quantized: QuantizedWeights | None = None
+        self.share: Share | None = None  # what this process computes, where several do it together
 
     def __call__(
         self,
@@ -173,7 +175,7 @@ class Generate:
         except (RuntimeError, MemoryError) as error:
             if not is_short(error):
                 raise
-            if request.whole or company.came:
+            if request.whole or company.came or self.share is not None:
                 self.cache.release()
                 raise _short(error, "once") from error
         # Out here nothing holds what the first time took.
@@ -191,23 +193,25 @@ class Generate:
         uniform: Tensor | None, seed: int, reuse: bool,
     ) -> Rollout:  # fmt: skip
         """All answers, in as few waves as the cache's limit permits."""
-        like, count = next(self.model.parameters()), len(lengths)
+        like, count, share = next(self.model.parameters()), len(lengths), self.share
         tokens = max(lengths) + request.max_new_tokens
-        most = count if request.whole else self.cache.most(self.spec, tokens, like) or count
+        # Waves are the same on all ranks: those of the one with most to keep.
+        kept, widest = (share.own, share.widest) if share else (self.spec, self.spec)
+        most = count if request.whole else self.cache.most(widest, tokens, like) or count
         ids, mask = request.prompts.answered()
         answers = Answers(count, request.max_new_tokens, request.filler, like, request.kept)
         uniform = None if uniform is None else uniform.to(like.device)
         head = head_of(self.model.get_submodule(self.spec.head))
         graphs = graphs_for(self.model, like.device, self.config.enable_cuda_graph)
         with self.reading() as weights, torch.no_grad():
-            step = Step(adapter=adapter, cache=self.cache, **weights)
+            step = Step(adapter=adapter, cache=self.cache, share=share, **weights)
             with step.active(like.device):
                 prefixes = self._prefixes(request) if reuse else None
                 for rows in torch.arange(count, device=like.device).tensor_split(-(-count // most)):
                     if not answers.aborted:
                         wave = Wave(request, self.cache, rows, uniform, answers)
                         had = prefixes.found(wave.fed.tolist()) if prefixes else []
-                        self.cache.reserve(self.spec, len(rows), tokens, like, had)
+                        self.cache.reserve(kept, len(rows), tokens, like, had)
                         wave.had = [count for _, count in had]
                         try:
                             wave.make(self.model, head, step, graphs, company.comes)

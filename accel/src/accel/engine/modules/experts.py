@@ -18,8 +18,10 @@ from accel.engine.call import current
 from accel.engine.forward import Branch, Forward
 from accel.engine.modules.balance import keep
 from accel.engine.modules.projection import FEWEST, Stacked
+from accel.engine.parallel.share import Share
 from accel.engine.sequences import Sequences
 from accel.engine.spec import ExpertsSpec, LayerSpec
+from accel.layers.hooks import has_hooks
 
 
 class RoutedMlp(Branch):
@@ -75,12 +77,32 @@ class Experts(Forward):
         # Copied, then permuted: to gather rows several times has a gradient whose order is any.
         copies = x.unsqueeze(1).expand(-1, chosen.shape[1], -1).flatten(0, 1)
         mine = copies.index_select(0, order)
-        gate, up = self.gate_up(mine, ends, wide).chunk(2, -1)
-        inner = (module.act_fn(gate) * up).to(x.dtype)
-        down = self.down(inner, ends, wide)
+        share = current().share
+        if share is None:
+            gate, up = self.gate_up(mine, ends, wide).chunk(2, -1)
+            down = self.down((module.act_fn(gate) * up).to(x.dtype), ends, wide)
+        else:
+            down = self._shared(mine, ends, share)
         found = torch.empty_like(down).index_copy(0, order, down).unflatten(0, chosen.shape)
         total: Tensor = reduce(torch.add, (found * weights[..., None]).unbind(1))
         return total.to(x.dtype)
+
+    def _shared(self, x: Tensor, ends: Tensor, share: Share) -> Tensor:
+        """What the experts project down, of which each rank makes some columns."""
+        module: Any = self.module
+        wide, rank = WIDE[x.dtype], share.ranks.rank
+        hidden, width = module.down_proj.shape[1:]
+        for_inner, for_down = share.parts(width), share.parts(hidden)
+        mine, watched = for_inner[rank], has_hooks(module.act_fn)
+        if watched:
+            gate, up = self.gate_up(x, ends, wide).chunk(2, -1)
+        else:
+            other = slice(mine.start + width, mine.stop + width)
+            gate, up = (self.gate_up(x, ends, wide, rows=rows) for rows in (mine, other))
+        inner = (module.act_fn(gate) * up).to(x.dtype)
+        inner = share.ranks.gather(inner[:, mine] if watched else inner, for_inner)
+        down = self.down(inner, ends, wide, rows=for_down[rank])
+        return share.ranks.gather(down, for_down)
 
 
 def _experts(layer: LayerSpec) -> ExpertsSpec:

@@ -14,9 +14,12 @@ from accel.contracts.checks import WIDE
 from accel.engine.call import Call, current
 from accel.engine.forward import Branch, Forward
 from accel.engine.modules.parts import Angles, multiplied
-from accel.engine.modules.projection import activated, gated
+from accel.engine.modules.projection import activated, gated, width
+from accel.engine.modules.shared import back
+from accel.engine.parallel.share import Heads
 from accel.engine.sequences import Sequences
 from accel.engine.spec import StackSpec
+from accel.layers.hooks import has_hooks
 
 
 class DecoderLayer(Forward):
@@ -105,7 +108,8 @@ class Attention(Branch):
     def __call__(
         self, x: Tensor, angles: Angles | None, sequences: Sequences
     ) -> tuple[Tensor, None]:
-        q, k, v = self._projected(x)
+        share = current().share
+        q, k, v = self._projected(x) if share is None else self._own(x, share.mine)
         if angles is not None:
             q, k = (ops.rotary(t, *angles, interleaved=self.spec.interleaved) for t in (q, k))
         q, k, v = map(sequences.pack, (q, k, v))
@@ -113,8 +117,12 @@ class Attention(Branch):
         if cache is not None:
             assert sequences.slots is not None
             k, v = cache.extend(self.index, sequences.slots, k, v)
-        attended = sequences.unpack(self._attended(q, k, v, sequences.spans))
-        return self._part(self.spec.layer.out)(attended.flatten(-2)), None
+        slopes = self.spec.slopes if share is None else share.own.slopes
+        attended = sequences.unpack(self._attended(q, k, v, sequences.spans, slopes)).flatten(-2)
+        out = self._part(self.spec.layer.out)
+        if share is None:
+            return out(attended), None
+        return back(out, attended, share.parts_of_heads(), share), None
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q ``[B, S, heads, D]``, k and v ``[B, S, kv_heads, D]``."""
@@ -124,14 +132,29 @@ class Attention(Branch):
         q, k = self._qk_normed(spec.layer.q_norm, q), self._qk_normed(spec.layer.k_norm, k)
         return q, k, self._heads(v)
 
+    def _own(self, x: Tensor, mine: Heads) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`_projected`, of a rank's heads alone. Where a norm needs all heads, or somebody
+        watches, all are made, and some taken."""
+        layer = self.spec.layer
+        parts = map(self._part, filter(None, (*layer.qkv, layer.q_norm, layer.k_norm)))
+        if layer.whole_qk_norms or any(map(has_hooks, parts)):
+            q, k, v = self._projected(x)
+            return q[..., mine.queries, :], k[..., mine.keys, :], v[..., mine.keys, :]
+        rows = mine.rows(self.spec)
+        paths = layer.qkv if len(layer.qkv) == len(rows) else layer.qkv * len(rows)
+        found = [self._part(path)(x, rows=own) for path, own in zip(paths, rows)]
+        q, k, v = found if len(found) == 3 else self._parted(found[0])
+        q, k = self._qk_normed(layer.q_norm, q), self._qk_normed(layer.k_norm, k)
+        return q, k, self._heads(v)
+
     def _parted(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """The rows of one projection, told apart."""
         spec = self.spec
         if spec.layer.qkv_rows == "stacked":
             sizes = [n * spec.head_dim for n in (spec.heads, spec.kv_heads, spec.kv_heads)]
             return qkv.split(sizes, dim=-1)  # type: ignore[no-any-return]
-        grouped = qkv.unflatten(-1, (spec.kv_heads, -1, spec.head_dim))
-        queries = grouped.shape[-2] - 2
+        queries = spec.heads // spec.kv_heads
+        grouped = qkv.unflatten(-1, (-1, queries + 2, spec.head_dim))
         return tuple(t.flatten(-3) for t in grouped.split((queries, 1, 1), dim=-2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -144,13 +167,14 @@ class Attention(Branch):
             return self._heads(self._part(norm)(x))
         return self._part(norm)(self._heads(x))  # type: ignore[no-any-return]
 
-    def _attended(self, q: Tensor, k: Tensor, v: Tensor, spans: Tensor) -> Tensor:
-        spec = self.spec
-        slopes = None
-        if spec.slopes is not None:
-            slopes = torch.tensor(spec.slopes, dtype=WIDE[q.dtype], device=q.device)
+    def _attended(
+        self, q: Tensor, k: Tensor, v: Tensor, spans: Tensor, slopes: tuple[float, ...] | None
+    ) -> Tensor:
+        spec, falls = self.spec, None
+        if slopes is not None:
+            falls = torch.tensor(slopes, dtype=WIDE[q.dtype], device=q.device)
         return ops.attention(
-            q, k, v, spans, causal=spec.causal, scale=spec.scales[self.index], slopes=slopes,
+            q, k, v, spans, causal=spec.causal, scale=spec.scales[self.index], slopes=falls,
             window=spec.window(self.index), softcap=spec.score_softcap, **self._dropout(q),
         )  # fmt: skip
 
@@ -171,13 +195,28 @@ class Mlp(Branch):
         self.spec = spec.layer
 
     def __call__(self, x: Tensor) -> Tensor:
+        spec, share = self.spec, current().share
+        down = self._part(spec.down)
+        if share is None:
+            return down(self._inner(x))  # type: ignore[no-any-return]
+        parts = share.parts(width(self._part(spec.up)) // (2 if spec.gate == spec.up else 1))
+        mine = parts[share.ranks.rank]
+        watched = map(self._part, filter(None, (spec.up, spec.gate, spec.act)))
+        inner = self._inner(x)[..., mine] if any(map(has_hooks, watched)) else self._inner(x, mine)
+        return back(down, inner, parts, share)
+
+    def _inner(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        """What is projected down, or those columns of it."""
         spec = self.spec
         up, act = self._part(spec.up), self._part(spec.act)
         if spec.gate is None:
-            inner = activated(x, up, act)
-        elif spec.gate == spec.up:
+            return activated(x, up, act, rows)
+        if spec.gate != spec.up:
+            return gated(x, self._part(spec.gate), up, act, rows)
+        if rows is None:
             gate, other = up(x).chunk(2, dim=-1)
-            inner = act(gate) * other
         else:
-            inner = gated(x, self._part(spec.gate), up, act)
-        return self._part(spec.down)(inner)  # type: ignore[no-any-return]
+            behind = width(up) // 2
+            gate = up(x, rows=rows)
+            other = up(x, rows=slice(rows.start + behind, rows.stop + behind))
+        return act(gate) * other  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ A weight is never written to. What adapters add is computed beside it, or, where
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from accel import ops
 from accel.contracts.checks import WIDE
 from accel.engine.call import ACTIVE, current
 from accel.engine.forward import installed
-from accel.engine.modules.projection import FEWEST, Linear, Projection, plain
+from accel.engine.modules.projection import FEWEST, Linear, Projection, part, plain, width
 from accel.errors import UnsupportedCapability, UnsupportedModelError, close_matches
 from accel.layers.hooks import has_hooks
 
@@ -40,6 +40,10 @@ class Adapter:
     drops: bool = False
     watched: bool = False
 
+    def narrowed(self, rows: slice | None) -> Adapter:
+        """What it adds to these rows of the weight."""
+        return self if rows is None else replace(self, up=self.up[rows])
+
     def share(self, x: Tensor) -> Tensor:
         """What it adds to the projection of x, by itself."""
         given = self.dropout(x) if self.drops else x
@@ -53,19 +57,24 @@ class Adapter:
 class LoraLinear(Projection):
     """A projection with adapters beside it. What acts is the call's to say, not the module's."""
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, x: Tensor, *args: Any, rows: slice | None = None, **kwargs: Any) -> Tensor:
         if args or any(value is not None for value in kwargs.values()):
             raise UnsupportedCapability(
                 f"a LoRA layer takes nothing but its input; found {sorted(kwargs) or 'more'}; one "
                 "adapter serves the whole batch"
             )
         adapters = self.acting()
-        if not adapters or any(adapter.drops or adapter.watched for adapter in adapters):
-            return sum((adapter.share(x) for adapter in adapters), start=self._alone(x))
+        if not adapters:
+            return self._alone(x, rows)
+        if any(adapter.drops or adapter.watched for adapter in adapters):
+            whole = sum((adapter.share(x) for adapter in adapters), start=self._alone(x))
+            return whole if rows is None else whole[..., rows]
         base = self._base()
         assert base is not None  # nothing is watched
         fused = self._fused(base, adapters)
-        return fused(x) if fused else _beside(base, adapters, x)
+        if fused:
+            return fused(x, rows=rows)
+        return _beside(base.narrowed(rows), [a.narrowed(rows) for a in adapters], x)
 
     def bare(self) -> Linear | None:
         adapters, base = self.acting(), self._base()
@@ -85,8 +94,8 @@ class LoraLinear(Projection):
         """The projection without adapters, if its weight may be read here."""
         raise NotImplementedError(f"{type(self).__name__} must say what it adapts")
 
-    def _alone(self, x: Tensor) -> Tensor:
-        """What it projects to without adapters."""
+    def _alone(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        """What it projects to without adapters, or those output features of it."""
         raise NotImplementedError(f"{type(self).__name__} must say what it adapts")
 
     def _fused(self, base: Linear, adapters: Sequence[Adapter]) -> FusedLinear | None:
@@ -129,8 +138,12 @@ class PeftLora(LoraLinear):
     def _base(self) -> Linear | None:
         return plain(self.module.base_layer)  # type: ignore[arg-type]
 
-    def _alone(self, x: Tensor) -> Tensor:
-        return self.module.base_layer(x)  # type: ignore[no-any-return, operator]
+    def _alone(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        return part(self.module.base_layer, x, rows)  # type: ignore[arg-type]
+
+    @property
+    def width(self) -> int:
+        return width(self.module.base_layer)  # type: ignore[arg-type]
 
 
 class ChatLora(LoraLinear):
@@ -159,8 +172,12 @@ class ChatLora(LoraLinear):
     def _base(self) -> Linear:
         return self.own
 
-    def _alone(self, x: Tensor) -> Tensor:
-        return self.own(x)
+    def _alone(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        return self.own(x, rows=rows)
+
+    @property
+    def width(self) -> int:
+        return self.own.width
 
 
 def _drops(dropout: nn.Module) -> bool:

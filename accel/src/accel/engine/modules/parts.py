@@ -102,10 +102,11 @@ class Head(Linear):
         }  # fmt: skip
 
     def __call__(  # type: ignore[override]
-        self, h: Tensor, ids: Tensor | None = None, temperature: float = 1.0
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self, h: Tensor, ids: Tensor | None = None, temperature: float = 1.0,
+        rows: slice | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         if ids is None:
-            return super().__call__(h, out_dtype=WIDE[h.dtype])
+            return super().__call__(h, out_dtype=WIDE[h.dtype], rows=rows)
         if current().quantized is not None:
             return self._by_logits(h, ids, temperature)
         return ops.logprob(
