@@ -53,7 +53,7 @@ test-ipex: $(OLDEST)/.installed  ## IPEX, and most tests on torch 2.8, the oldes
 $(OLDEST)/.installed: constraints.txt Makefile $(MEMBERS:%=%/pyproject.toml)
 	@echo "setting up $(OLDEST) (once; torch 2.8 is a very large download)"
 	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	@grep -v '^torch==' constraints.txt > $(OLDEST)/constraints.txt
+	@grep -v -E '^(torch|triton)==' constraints.txt > $(OLDEST)/constraints.txt
 	@$(OLDEST)/bin/python -m pip install --progress-bar on -c $(OLDEST)/constraints.txt torch==2.8.0 \
 		hatchling editables pytest pytest-xdist hypothesis
 	@$(OLDEST)/bin/python -m pip install --progress-bar on -c $(OLDEST)/constraints.txt \
