@@ -2,10 +2,10 @@
 
     from accel.deepspeed import DeepSpeedTransformerLayer, LinearModuleForZeroStage3, TiledLinear
 
-Aliases, its hybrid engine over ours, and :func:`set_deepspeed_accelerator`, by which DeepSpeed itself
-runs on an accel backend; docs/deepspeed.md says of each name what is the same and what is better on
-purpose. Importing this lets :func:`accel.layers.gathered` bring back parameters that DeepSpeed's
-ZeRO-3 has partitioned.
+Aliases, its hybrid engine over ours, and :func:`set_deepspeed_accelerator`, by which DeepSpeed
+itself runs on an accel backend; docs/deepspeed.md says of each name what is the same and what is
+better on purpose. Importing this lets :func:`accel.layers.gathered` bring back parameters that
+DeepSpeed's ZeRO-3 has partitioned.
 """
 
 from __future__ import annotations

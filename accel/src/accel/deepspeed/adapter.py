@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -122,6 +122,17 @@ class _Answers:
         callback()
 
     # -- memory ----------------------------------------------------------------------------
+
+    def empty_cache(self) -> None:
+        """Give back what can be: ZeRO-3 hints at it, also where a device keeps nothing."""
+        with suppress(UnsupportedCapability):
+            self.accelerator.empty_cache()
+
+    def memory_stats(self, device_index: int | None = None) -> dict[str, Any]:
+        """The counters there are, which ZeRO-3 looks through at every step; of a device that counts
+        nothing none. Figures asked for one by one are refused there."""
+        counts = self.accelerator.supports("memory_stats")
+        return self.accelerator.memory_stats(device_index) if counts else {}
 
     def memory_cached(self, device_index: int | None = None) -> int:
         return self.accelerator.memory_reserved(device_index)
