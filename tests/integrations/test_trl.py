@@ -96,6 +96,7 @@ def test_it_trains_as_by_trls_own_head(tmp_path, monkeypatch, when, lora):
         model = LlamaForCausalLM.from_pretrained(tmp_path)
         if lora:
             config = LoraConfig(r=4, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
+            torch.manual_seed(0)
             model = get_peft_model(model, config)
         if ours and when == "hybridized before":
             accel.hybridize(model)
