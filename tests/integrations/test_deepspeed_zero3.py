@@ -14,9 +14,8 @@ import deepspeed_work as work  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def found(torchrun):
-    folder = torchrun("deepspeed_work")
-    return [torch.load(folder / str(rank), weights_only=False) for rank in range(2)]
+def found(of_ranks):
+    return of_ranks("deepspeed_work")
 
 
 def alone():
