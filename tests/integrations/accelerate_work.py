@@ -25,7 +25,7 @@ def accelerator(how):
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
             transformer_cls_names_to_wrap=["LlamaDecoderLayer"], reshard_after_forward=True,
         )  # fmt: skip
-    limit = InitProcessGroupKwargs(timeout=timedelta(seconds=60))
+    limit = InitProcessGroupKwargs(timeout=timedelta(seconds=180))
     return Accelerator(cpu=True, fsdp_plugin=plugin, kwargs_handlers=[limit])
 
 

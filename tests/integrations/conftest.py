@@ -23,7 +23,7 @@ def torchrun(build_cache):
     """``torchrun(script, *arguments)`` runs a script in two processes, one thread each, until
     ``seconds`` are over; returns what they said. It fails if one of them does."""
 
-    def run(script, *arguments, seconds=240):
+    def run(script, *arguments, seconds=400):
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
             script, *arguments,

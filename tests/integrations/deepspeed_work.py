@@ -99,6 +99,7 @@ def rollouts(make, when, rank):
     found["scored"] = scored.detach()
     with deepspeed.zero.GatheredParameters(list(theirs.module.parameters())):
         found["state"] = {k: v.clone() for k, v in theirs.module.state_dict().items()}
+        found["at once"] = ours.generate(prompts(rank), **lengths(rank), **SAMPLED)
     hybrid = DeepSpeedHybridEngine(None, theirs.module)
     for layer_id in range(2):  # the gather that has DeepSpeed's name
         hybrid._zero3_forward(layer_id).install()
@@ -143,7 +144,7 @@ def by_a_stranger(rank):
 def main(folder):
     set_deepspeed_accelerator("cpu")
     deepspeed.init_distributed(
-        "gloo", timeout=timedelta(seconds=60), verbose=False, dist_init_required=True
+        "gloo", timeout=timedelta(seconds=180), verbose=False, dist_init_required=True
     )
     rank = dist.get_rank()
     found = {(kind, stage): losses(kind, stage, rank) for kind in KINDS for stage in (0, 3)}
