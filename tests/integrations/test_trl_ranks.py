@@ -24,6 +24,12 @@ def test_greedy_answers_are_rewarded_as_those_of_trls_own_path(found, path):
 
 
 @pytest.mark.parametrize("path", work.PATHS[1:])
+def test_ranks_answer_one_prompt_differently(found, path):
+    one, other = (set(map(tuple, rank["answers", path])) for rank in found)
+    assert len(one | other) == 4 * work.trainers.GROUP
+
+
+@pytest.mark.parametrize("path", work.PATHS[1:])
 def test_answers_are_made_in_less_time(found, path):
     """In every process, and that by more than a busy machine takes away."""
     ratios = [rank["seconds", work.PATHS[0]] / rank["seconds", path] for rank in found]

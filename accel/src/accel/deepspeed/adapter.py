@@ -245,7 +245,7 @@ def _bind_builders_of(made: Any) -> None:
     old = {
         name: value
         for name, value in vars(package).items()
-        if name.endswith("Builder") and name not in ("OpBuilder", "CUDAOpBuilder")
+        if name.endswith("Builder") and name != "OpBuilder"  # which is the base of all
     }
     new = {name: made.get_op_builder(name) for name in old}
     for path, module in list(sys.modules.items()):

@@ -13,6 +13,7 @@ rollout, and the forward that would find them again is spared.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Any
@@ -30,7 +31,7 @@ from accel.refusal import Refusal, sentence
 TESTED = ("1.16",)
 
 
-def attach(trainer: Any, config: HybridEngineConfig | None = None) -> Attached:
+def attach(trainer: Any, config: HybridEngineConfig | Mapping[str, Any] | None = None) -> Attached:
     """Have a GRPOTrainer generate and score by the engine; before ``trainer.train()``.
 
     Its model is hybridized with ``config``, by default as it is already. A full reference model is
@@ -67,6 +68,11 @@ def _refusals(trainer: Any) -> list[Refusal]:
         remedy = "pip install one of them, or hybridize the model alone and keep TRL's own head"
         want = f"TRL {' or '.join(TESTED)}, whose private parts are known"
         return [Refusal("version", want, installed, remedy)]
+    from trl import GRPOTrainer
+
+    if not isinstance(trainer, GRPOTrainer):
+        remedy = "hybridize the model before the trainer is made"
+        return [Refusal("trainer", "a GRPOTrainer", type(trainer).__name__, remedy)]
     found = []
     if isinstance(vars(trainer).get("_get_per_token_logps_and_entropies"), Attached):
         found.append(Refusal("trainer", "one that is not attached", "one that is", "attach once"))
@@ -216,8 +222,11 @@ class Attached:
         return old.where(there, 0.0)
 
     def _values(self, rollout: Rollout) -> Tensor | None:
-        """TRL's are of the distribution at a temperature, which nothing else has changed."""
+        """TRL's are of the weights that train, and of the distribution at a temperature, which
+        nothing else has changed."""
         trainer = self.trainer
+        if not self._kept.config.exact:
+            return None
         if trainer.temperature == 1.0:
             return rollout.logprobs
         whole = trainer.top_p == 1.0 and not trainer.top_k and trainer.min_p is None
