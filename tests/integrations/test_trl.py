@@ -2,6 +2,7 @@
 
 import copy
 
+import models
 import pytest
 import torch
 from agreement import gamma
@@ -67,6 +68,20 @@ def test_old_values_are_the_rollouts_where_it_knows_them(tmp_path, case):
         return
     rows = {tuple(row.tolist()) for row in old}  # TRL has shuffled them, and split them in steps
     assert {tuple(row.tolist()) for row in new} <= rows
+
+
+def test_the_reference_is_scored_beside_the_rollouts_values(tmp_path):
+    """It is a copy of the adapter, which the trainer adds: at first the same, bit for bit."""
+    model = models.with_lora(made.model(), lora_dropout=0.0)
+    trainer = made.trainer(tmp_path, model, num_iterations=2, beta=0.1)
+    attached, calls = integration.attach(trainer), []
+    watched(trainer, calls)
+    trainer.train()
+    assert (attached.from_rollout, attached.computed) == (1, 0)
+    (_, old), (_, reference) = calls[:2]
+    assert torch.equal(old, reference)
+    assert made.logged(trainer, "kl")[0] == 0
+    assert made.logged(trainer, "kl")[1] > 0, "the second update is by other weights"
 
 
 def test_of_one_update_there_are_no_old_values(tmp_path):
