@@ -1,5 +1,5 @@
 """The same by TRL's GRPOTrainer, on a hybridized model: pip install trl, then
-``python examples/grpo_trl.py``, or ``accelerate launch`` it in as many processes as there are.
+``python examples/grpo_trl.py``, or ``torchrun --nproc-per-node 2 examples/grpo_trl.py``.
 
 A trainer takes a hybridized model's ``generate`` and forward as they are, but for the projection to
 the vocabulary, where TRL has a head of its own. Attached, it has the engine's: what trains is then
