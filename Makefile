@@ -60,6 +60,23 @@ $(OLDEST)/.installed: constraints.txt Makefile $(MEMBERS:%=%/pyproject.toml)
 		--no-build-isolation $(patsubst %,-e %,$(patsubst ./accel_cpu,./accel_cpu[ipex],$(INSTALLS)))
 	@touch $@
 
+# DeepSpeed has an environment of its own, which finds all else in the other: where it is installed,
+# transformers, Accelerate and TRL import it, and go other ways than most of their users do.
+DEEPSPEED := .venv-deepspeed
+
+.PHONY: test-deepspeed
+test-deepspeed: $(DEEPSPEED)/.installed  ## DeepSpeed on two processes, with an accel backend as its accelerator
+	@$(BIN)/accel build
+	@OMP_WAIT_POLICY=passive $(DEEPSPEED)/bin/python -m pytest tests/integrations -k deepspeed
+
+$(DEEPSPEED)/.installed: $(INSTALLED)
+	@echo "setting up $(DEEPSPEED) (once)"
+	@test -x $(DEEPSPEED)/bin/python || $(BIN)/python -m venv $(DEEPSPEED)
+	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$($(DEEPSPEED)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth
+	@DS_BUILD_OPS=0 $(DEEPSPEED)/bin/python -m pip install --progress-bar on -c constraints.txt deepspeed
+	@touch $@
+
 # The interpreter is not built with the sanitizer, so it comes first, and its own leaks do not count.
 ASAN := env ACCEL_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g1" \
 	LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)" \
@@ -111,7 +128,7 @@ build: $(INSTALLED)  ## compile the native kernels ahead of time
 	@$(BIN)/accel build
 
 clean:  ## remove the environment, reports and caches (compiled kernels: accel build --clean)
-	rm -rf $(VENV) $(OLDEST) out reports .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(DEEPSPEED) out reports .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # One install for everything, so that pip sees all members at once; their own dependencies and the

@@ -1,9 +1,9 @@
 """The same by TRL's GRPOTrainer, on a hybridized model: pip install trl, then
-``python examples/grpo_trl.py``.
+``python examples/grpo_trl.py``, or ``torchrun --nproc-per-node 2 examples/grpo_trl.py``.
 
-The model is hybridized before the trainer is built, which wraps the model's forward and takes its
-``generate`` as it is. Rollouts are accel's then, and so is the forward they are trained by, but for
-the projection to the vocabulary, where TRL has a head of its own.
+A trainer takes a hybridized model's ``generate`` and forward as they are, but for the projection to
+the vocabulary, where TRL has a head of its own. Attached, it has the engine's: what trains is then
+bitwise what was sampled.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from trl import GRPOConfig, GRPOTrainer
 
 import accel
+from accel.integrations.trl import attach
 
 
 def byte_tokenizer():
@@ -52,7 +53,7 @@ def main(arguments=None):
     for step, loss in enumerate(read(engine, functions(), args.reading, 120)):
         if step % 20 == 0:
             print(f"reading, step {step}: {loss:.2f} nats/byte", flush=True)
-    # ... as accel.hybridize(model) does for those who need no engine.
+    # ... as attach does for those who need no engine.
     texts = [header.decode() for header in headers(functions())]
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
@@ -68,9 +69,10 @@ def main(arguments=None):
             train_dataset=Dataset.from_dict({"prompt": texts}),
             processing_class=tokenizer,
         )  # fmt: skip
+        attach(trainer)
         trainer.train()
     found = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    print(f"reward of a step's answers: {found[0]:.3f} -> {found[-1]:.3f}")
+    trainer.accelerator.print(f"reward of a step's answers: {found[0]:.3f} -> {found[-1]:.3f}")
     return trainer
 
 

@@ -36,8 +36,8 @@ def test_trl_trains_on_what_the_engine_generates(example, monkeypatch):
     for forward in (Generate, Decoder):
         call = forward.__call__
 
-        def counted(self, *args, _call=call, **kwargs):
-            served.append(type(self))
+        def counted(self, *args, _call=call, _forward=forward, **kwargs):
+            served.append(_forward)
             return _call(self, *args, **kwargs)
 
         monkeypatch.setattr(forward, "__call__", counted)

@@ -2,17 +2,20 @@
 
     from accel.deepspeed import DeepSpeedTransformerLayer, LinearModuleForZeroStage3, TiledLinear
 
-Aliases, and its hybrid engine over ours; docs/deepspeed.md says of each name what is the same and
-what is better on purpose. Importing this lets :func:`accel.layers.gathered` bring back parameters
-that DeepSpeed's ZeRO-3 has partitioned.
+Aliases, its hybrid engine over ours, and :func:`set_deepspeed_accelerator`, by which DeepSpeed
+itself runs on an accel backend; docs/deepspeed.md says of each name what is the same and what is
+better on purpose. Importing this lets :func:`accel.layers.gathered` bring back parameters that
+DeepSpeed's ZeRO-3 has partitioned.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import ClassVar
-
-from accel import ops
+from accel.deepspeed.adapter import set_deepspeed_accelerator
+from accel.deepspeed.builders import (
+    InferenceBuilder,
+    StochasticTransformerBuilder,
+    TransformerBuilder,
+)
 from accel.deepspeed.hybrid_engine import DeepSpeedHybridEngine
 from accel.layers import (
     LinearFunctionForZeroStage3,
@@ -105,43 +108,9 @@ __all__ = [
     "partition_uniform",
     "print_rank_0",
     "set_accelerator",
+    "set_deepspeed_accelerator",
     "split_tensor_along_last_dim",
     "zero3_linear_wrap",
 ]
-
-
-class _Builder:
-    """A builder of DeepSpeed's: what it loads is :mod:`accel.ops`, whose functions find the
-    device's kernels themselves, and always one."""
-
-    NAME: ClassVar[str]
-    BUILD_VAR: ClassVar[str]
-
-    def __init__(self, name: str | None = None) -> None:
-        self.name = name or self.NAME
-
-    def absolute_name(self) -> str:
-        return ops.__name__
-
-    def is_compatible(self, verbose: bool = False) -> bool:
-        return True
-
-    def load(self, verbose: bool = False) -> ModuleType:
-        return ops
-
-    jit_load = load
-
-
-class TransformerBuilder(_Builder):
-    NAME, BUILD_VAR = "transformer", "DS_BUILD_TRANSFORMER"
-
-
-class StochasticTransformerBuilder(TransformerBuilder):
-    NAME, BUILD_VAR = "stochastic_transformer", "DS_BUILD_STOCHASTIC_TRANSFORMER"
-
-
-class InferenceBuilder(_Builder):
-    NAME, BUILD_VAR = "transformer_inference", "DS_BUILD_TRANSFORMER_INFERENCE"
-
 
 register_gatherer(PartitionedGatherer())

@@ -69,12 +69,14 @@ class Training(Call):
 @dataclass(frozen=True, eq=False)
 class Scoring(Call):
     """(log-probabilities, entropies) of ``ids`` ``[B, S]``, each fp32 ``[B, S - 1]``: entry t is
-    ``log p(ids[:, t + 1] | ids[:, :t + 1])``, 0 where that token is padding or the first one."""
+    ``log p(ids[:, t + 1] | ids[:, :t + 1])``, 0 where that token is padding or the first one, or
+    where ``counted`` ``[B, S]`` says that it does not matter."""
 
     gives = tuple
     dropout: bool = False
     ids: Tensor | None = None
     temperature: float = 1.0
+    counted: Tensor | None = None
 
     def result(
         self, head: nn.Module, hidden: Tensor, sequences: Sequences
@@ -82,6 +84,9 @@ class Scoring(Call):
         assert self.ids is not None
         batch, length = self.ids.shape
         before, after = sequences.successions()
+        if self.counted is not None:
+            some = self.counted.flatten().index_select(0, after)
+            before, after = before[some], after[some]
         h = hidden.flatten(0, 1).index_select(0, before)
         targets = self.ids.flatten().index_select(0, after).to(torch.int64)
         values, entropies = _scored(head, h, targets, self.temperature)

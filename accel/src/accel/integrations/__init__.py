@@ -1,0 +1,1 @@
+"""Other people's trainers over a hybridized model: what they cannot be given by it alone."""

@@ -1,0 +1,78 @@
+"""What each of two processes does with models that Accelerate has prepared."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import models
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+
+import accel
+
+NEW, LR = 6, 0.5
+SHARED_BY = ["DDP", "FSDP2"]
+WHEN = ["before", "after"]  # it is hybridized before it is prepared, or after
+SAMPLED = {"do_sample": True, "seed": 1, "return_logprobs": True}
+
+
+def accelerator(how):
+    plugin = None
+    if how == "FSDP2":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"], reshard_after_forward=True,
+        )  # fmt: skip
+    limit = InitProcessGroupKwargs(timeout=timedelta(seconds=180))
+    return Accelerator(cpu=True, fsdp_plugin=plugin, kwargs_handlers=[limit])
+
+
+def make():
+    return models.llama(initializer_range=0.15)
+
+
+def prompts(rank):
+    return torch.randint(5, 90, (2, 5 + rank), generator=torch.Generator().manual_seed(rank))
+
+
+def asked(rank):
+    """Ranks end at different times."""
+    return {"max_new_tokens": NEW + 3 * rank, **SAMPLED}
+
+
+def prepared(how, when, rank):
+    """A forward, a step of training, a rollout; and the parameters behind the step."""
+    outer, model = accelerator(how), make()
+    if when == "before":
+        accel.hybridize(model)
+    model, optimizer = outer.prepare(model, torch.optim.SGD(model.parameters(), lr=LR))
+    if when == "after":
+        accel.hybridize(model)
+    ids = prompts(rank)
+    with torch.no_grad():
+        found = {"logits": model(input_ids=ids).logits}
+    loss = model(input_ids=ids, labels=ids).loss
+    outer.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()
+    roll = outer.unwrap_model(model).generate(ids, **asked(rank))
+    state = {k: getattr(v, "full_tensor", lambda v=v: v)() for k, v in model.state_dict().items()}
+    found["state"] = {key.removeprefix("module."): value for key, value in state.items()}
+    return {**found, "loss": loss.detach(), "roll": roll, "kind": type(model).__name__}
+
+
+def main(folder):
+    found = {}
+    for how in SHARED_BY:
+        for when in WHEN:
+            found[how, when] = prepared(how, when, int(accelerator(how).process_index))
+        AcceleratorState._reset_state()  # of which a process has one
+    torch.save(found, Path(folder) / str(dist.get_rank()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
