@@ -15,6 +15,7 @@
     ├── NonFiniteError           (ArithmeticError)  a loss or gradient is inf or nan
     ├── ExactnessError           (ArithmeticError)  a token's value is not the one it was made with
     ├── CheckpointError          (RuntimeError)  a checkpoint is torn, or of something else
+    ├── RankError                (RuntimeError)  another process of those that share a model failed
     ├── OpError
     │   ├── UnknownOpError       (LookupError)   no op, builder or implementation of that name
     │   ├── OpArgumentError      (ValueError, RuntimeError)  an argument breaks the op's contract
@@ -96,6 +97,10 @@ class ExactnessError(AccelError, ArithmeticError):
 
 class CheckpointError(AccelError, RuntimeError):
     """A checkpoint cannot be saved or read, is torn, or is of another model or training."""
+
+
+class RankError(AccelError, RuntimeError):
+    """Another of the processes that share a model has failed, has ended or does not answer."""
 
 
 class OpError(AccelError):

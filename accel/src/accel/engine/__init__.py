@@ -10,6 +10,7 @@ call.py        what a forward must know ...        calls.py     ... and what it 
 sequences.py   where the real tokens lie           cache.py     keys and values kept
 reading.py     what policies share                 stats.py     time and tokens per phase
 fingerprint.py  whether weights are what they were
+sharding.py    a model in shards                   gathering.py  how much of it is together
 """
 
 from accel.engine.config import HybridEngineConfig

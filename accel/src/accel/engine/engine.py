@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class HybridEngine:
     ) -> None:
         self.config = HybridEngineConfig.of(config)
         self.model = model
-        self.plan: Plan | None = hybridize(model, self.config) if self.config.enabled else None
+        plans = self.config.enabled
+        self.plan: Plan | None = hybridize(model, self.config, optimizer) if plans else None
         self._optimization = Optimization(model, optimizer, lr_scheduler, self.config)
         self._stats = Stats(next(model.parameters()).device, self.config.on_stats)
 
@@ -175,6 +177,7 @@ class HybridEngine:
             generate = self._generate()
             found: Tensor | Rollout = generate(input_ids, attention_mask, *args, **kwargs)
             counts["tokens"] = generate.made
+            self.plan = replace(self._planned(), gathering=generate.gathering)
             if kwargs.get("reuse_prefix"):
                 counts["reused"] = generate.reused
         return found
