@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
+from functools import partial
 
 import pytest
 import torch
@@ -61,10 +63,12 @@ def fresh():
 
 
 @pytest.fixture(scope="session")
-def in_two_processes(tmp_path_factory, build_cache):
-    """``in_two_processes(work)`` runs ``work(rank, port, folder)`` in two; returns folder."""
+def in_processes(tmp_path_factory, build_cache):
+    """``in_processes(count, work, *given, mortal=False)`` runs ``work(rank, port, folder, *given)``
+    in as many; returns folder. The test fails if a process does, unless it may, or takes longer
+    than two minutes, after which none is left."""
 
-    def run(work):
+    def run(count, work, *given, mortal=False):
         folder = tmp_path_factory.mktemp("processes")
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))
@@ -72,7 +76,29 @@ def in_two_processes(tmp_path_factory, build_cache):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCEL_BACKEND", "cpu")
             patch.setenv("ACCEL_CACHE_DIR", str(build_cache))
-            mp.spawn(work, (port, folder), nprocs=2)
+            started = mp.spawn(work, (port, folder, *given), nprocs=count, join=False)
+            try:
+                _wait_for(started, mortal)
+            finally:
+                for process in started.processes:
+                    process.kill()
         return folder
 
     return run
+
+
+def _wait_for(started, mortal, seconds=120):
+    until = time.monotonic() + seconds
+    if mortal:  # join() would end the others when one does
+        for process in started.processes:
+            process.join(max(until - time.monotonic(), 0))
+        assert not any(p.is_alive() for p in started.processes), "a process hangs"
+        return
+    while not started.join(1):
+        assert time.monotonic() < until, "a process hangs"
+
+
+@pytest.fixture(scope="session")
+def in_two_processes(in_processes):
+    """``in_two_processes(work)`` runs ``work(rank, port, folder)`` in two; returns folder."""
+    return partial(in_processes, 2)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from accel.errors import RankError, UnsupportedModelError
+from accel.errors import AccelError, RankError, UnsupportedModelError
 
 # What process groups say when another process is gone, where they have no class of error for it.
 _SAYS = ("onnection closed by peer", "onnection reset by peer", "imed out", "roken pipe",
@@ -89,7 +89,7 @@ class Company:
         """An error in the block is told to the others, unless they wait in the middle of a forward
         that this process has left: then they wait until their process group's timeout, or until
         this process ends."""
-        with reached(self._groups):
+        with reached():
             try:
                 yield
             except RankError:
@@ -117,13 +117,13 @@ class Company:
 
 
 @contextmanager
-def reached(shared: object) -> Iterator[None]:
+def reached() -> Iterator[None]:
     """What a process group raises in the block, where another process is gone or does not come, is
-    a RankError; if anything is ``shared``."""
+    a RankError."""
     try:
         yield
     except RuntimeError as error:
-        if not shared or not _is_lost(error):
+        if not _is_lost(error):
             raise
         raise RankError(
             f"rank {dist.get_rank()} waited for the processes that share the model, and another "
@@ -131,13 +131,10 @@ def reached(shared: object) -> Iterator[None]:
         ) from error
 
 
-def shared(model: nn.Module) -> bool:
-    """True if processes hold parts of its parameters."""
-    return dist.is_available() and dist.is_initialized() and any(True for _ in _groups(model))
-
-
 def _is_lost(error: BaseException) -> bool:
-    if not isinstance(error, RuntimeError) or isinstance(error, RankError):
+    if not isinstance(error, RuntimeError) or isinstance(error, AccelError):
+        return False
+    if not (dist.is_available() and dist.is_initialized()):
         return False
     return isinstance(error, dist.DistError) or any(words in str(error) for words in _SAYS)
 
