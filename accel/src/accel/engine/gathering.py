@@ -1,14 +1,14 @@
 """Gathering: how the parameters of a sharded model come together for a rollout.
 
-All at once before it, which costs the most memory and one gathering a rollout; some layers at a
-time, or a layer and the next, which cost one a token. The most that the budget has room for is
-chosen; what gathers is ``fully_shard``'s own.
+All at once before it, which takes the most memory and one gathering a rollout; some layers at a
+time, a layer and the next, or one, which gather everything for each token. The most that the budget
+has room for is chosen; what gathers is ``fully_shard``'s own.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import Tensor
@@ -20,8 +20,7 @@ from accel.errors import BackendError, CapacityError
 from accel.host import in_host_memory
 
 # From the least memory to the most.
-LAYER, GROUPS, ALL = "layer", "groups", "all"
-LEVELS = (LAYER, GROUPS, ALL)
+LAYER, PREFETCH, GROUPS, ALL = LEVELS = ("layer", "prefetch", "groups", "all")
 # Of what is free, where no budget is given: the rest is for the cache and what layers compute.
 _SHARE = 0.5
 
@@ -30,8 +29,9 @@ _SHARE = 0.5
 class Gathering:
     """What was chosen.
 
-    ``policy``   "all" at once, in "groups" of layers, or a "layer" and the next
-    ``layers``   how many units are gathered at a time, of which one runs
+    ``policy``   "all" at once, in "groups" of layers, "prefetch": a layer and meanwhile the next,
+                 or one "layer"
+    ``layers``   how many are gathered at a time
     ``bytes``    what is gathered takes at most, beside the shards
     ``budget``   what it may take
     ``why``      the reasons against what would gather more at a time
@@ -47,7 +47,8 @@ class Gathering:
         how = {
             ALL: "all parameters at once, for the whole rollout",
             GROUPS: f"{self.layers} layers at a time, in every forward",
-            LAYER: "a layer, and the next while it runs, in every forward",
+            PREFETCH: "a layer, and the next while it runs, in every forward",
+            LAYER: "a layer when it runs, in every forward",
         }[self.policy]
         return "; ".join([f"{how}: {self.bytes} bytes, {self.budget} permitted", *self.why])
 
@@ -58,49 +59,61 @@ class Gathering:
 
 def choose(units: Units, config: HybridEngineConfig, like: Tensor) -> Gathering:
     """What gathers the most at a time within ``gather_bytes``, or within half of what is free on
-    ``like``'s device. CapacityError if not even two layers fit in ``gather_bytes``."""
+    ``like``'s device. CapacityError if ``gather_bytes`` has no room for a layer."""
     given = config.gather_bytes
-    budget, why = (_budget(like), []) if given is None else (given, [])
-    least = units.needed(1)
-    whole = units.bytes + max(size for _, size in (*units.passing, *units.held))
-    if not config.pin_parameters:
-        why.append("not all at once: pin_parameters=False")
-    elif units.nested or units.casts:
-        what = "parts of layers are sharded by themselves" if units.nested else (
-            "a MixedPrecisionPolicy casts between layers")  # fmt: skip
-        why.append(f"not all at once: {what}, which training does with hooks")
-    elif whole > budget:
-        why.append(f"not all at once: {whole} bytes")
-    else:
-        return Gathering(ALL, len(units.passing), whole, budget)
-    size = config.tp_gather_partition_size
-    grouped = units.needed(size)
-    if size < 2:
-        why.append(f"not in groups: tp_gather_partition_size={size}")
-    elif grouped > budget:
-        why.append(f"not {size} layers at a time: {grouped} bytes")
-    else:
-        return Gathering(GROUPS, size, grouped, budget, tuple(why))
-    if given is not None and least > given:
-        raise CapacityError(
-            f"gather_bytes permits {given} bytes of gathered parameters, and a layer and what "
-            f"stays gathered around it take {least}: twice the largest of {len(units.passing)} "
-            f"layers, {max(size for _, size in units.passing)}, since what is received is copied, "
-            f"and {sum(size for _, size in units.held)} around them; permit as much, or shard the "
-            "model in smaller units"
-        )
-    return Gathering(LAYER, min(2, len(units.passing)), least, budget, tuple(why))
+    budget = _budget(like) if given is None else given
+    why: list[str] = []
+    for policy in reversed(LEVELS):
+        reason = _against(policy, units, config)
+        found = _gathering(policy, units, config, budget, why)
+        if reason is None and found.bytes <= budget:
+            return found
+        why.append(f"not {policy}: {reason or f'{found.bytes} bytes'}")
+    least = _gathering(LAYER, units, config, budget, why[:-1])
+    if given is None:
+        return least
+    largest = max(size for _, size in units.passing)
+    raise CapacityError(
+        f"gather_bytes permits {given} bytes of gathered parameters, and a layer takes "
+        f"{least.bytes} with what stays gathered around it: {largest}, the largest of "
+        f"{len(units.passing)}, twice, since what is received is copied to where it is read, and "
+        f"{sum(size for _, size in units.held)} around them; permit as much, or shard the model in "
+        "smaller units"
+    )
 
 
 def lowered(chosen: Gathering, level: int, units: Units, config: HybridEngineConfig) -> Gathering:
     """What another process had to choose, whose memory is shorter."""
     if level >= chosen.level:
         return chosen
-    size = config.tp_gather_partition_size if LEVELS[level] == GROUPS else 1
-    why = (*chosen.why, "another process has less memory")
-    return replace(
-        chosen, policy=LEVELS[level], layers=max(size, 2), bytes=units.needed(size), why=why
-    )
+    why = [*chosen.why, f"not {chosen.policy}: another process has less memory"]
+    return _gathering(LEVELS[level], units, config, chosen.budget, why)
+
+
+def _against(policy: str, units: Units, config: HybridEngineConfig) -> str | None:
+    """Why it cannot be, whatever it takes."""
+    if policy == ALL and not config.pin_parameters:
+        return "pin_parameters=False"
+    if policy == ALL and units.nested:
+        return "parts of layers are sharded by themselves, and a forward looks at their hooks"
+    if policy == ALL and units.casts:
+        return "a MixedPrecisionPolicy casts between layers"
+    if policy == GROUPS and config.tp_gather_partition_size < 3:
+        return f"tp_gather_partition_size={config.tp_gather_partition_size}"
+    if policy == PREFETCH and config.tp_gather_partition_size < 2:
+        return "tp_gather_partition_size=1"
+    return None
+
+
+def _gathering(
+    policy: str, units: Units, config: HybridEngineConfig, budget: int, why: list[str]
+) -> Gathering:
+    whole = len(units.passing)
+    layers = {LAYER: 1, PREFETCH: 2, GROUPS: config.tp_gather_partition_size, ALL: whole}[policy]
+    needed = units.needed(layers)
+    if policy == ALL:
+        needed = units.bytes + max(size for _, size in (*units.passing, *units.held))
+    return Gathering(policy, layers, needed, budget, tuple(why))
 
 
 def _budget(like: Tensor) -> int:

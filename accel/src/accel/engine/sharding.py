@@ -32,17 +32,28 @@ class Units:
     casts: bool
 
     @property
+    def around(self) -> list[Any]:
+        """The modules of ``held``."""
+        return [module for module, _ in self.held]
+
+    @property
+    def layers(self) -> list[Any]:
+        """Those of ``passing``."""
+        return [module for module, _ in self.passing]
+
+    @property
     def bytes(self) -> int:
         """Of all parameters, whole."""
         return sum(size for _, size in (*self.held, *self.passing))
 
-    def needed(self, layers: int) -> int:
-        """Bytes beside the shards while as many are gathered: one of them twice, since what was
-        received is copied to where it is read."""
+    def needed(self, together: int) -> int:
+        """Bytes beside the shards while as many are gathered one after the other, the first of them
+        before the others. What is received is copied to where it is read, and some process groups
+        copy what they receive: while a unit is gathered it is there twice."""
         sizes = [size for _, size in self.passing] or [0]
-        layers = max(layers, 2)
-        together = max(sum(sizes[i : i + layers]) for i in range(len(sizes)))
-        return sum(size for _, size in self.held) + max(together, 2 * max(sizes))
+        runs = (sizes[i : i + together] for i in range(len(sizes)))
+        most = max(first + 2 * sum(others) for first, *others in runs)
+        return sum(size for _, size in self.held) + max(most, 2 * max(sizes))
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from accel.engine.config import HybridEngineConfig
-from accel.engine.gathering import ALL, GROUPS, Gathering, choose, lowered
+from accel.engine.gathering import ALL, GROUPS, PREFETCH, Gathering, choose, lowered
 from accel.engine.generation.company import Company
 from accel.engine.sharding import computed_like, is_sharded, part, units
 from accel.engine.spec import DecoderSpec
@@ -34,24 +35,32 @@ def gathered(
     with ExitStack() as stack:
         stack.callback(_end, model, company)
         company.gathers = chosen.policy != ALL
+        begun = filter(is_sharded, model.modules()) if chosen.policy == ALL else found.around
+        with company.inside():
+            for module in begun:
+                module.unshard()  # type: ignore[operator]
         if chosen.policy == ALL:
-            with company.inside():
-                for module in filter(is_sharded, model.modules()):
-                    module.unshard()  # type: ignore[operator]
             stack.enter_context(without_sharding(model))
         else:
-            passing = [module for module, _ in found.passing]
-            step = chosen.layers if chosen.policy == GROUPS else 1
-            for first in range(0, len(passing), step):
-                begin = partial(_begin, passing[first + 1 : first + chosen.layers])
-                stack.callback(passing[first].register_forward_pre_hook(begin).remove)
+            for hook in _hooks(found.layers, chosen):
+                stack.callback(hook.remove)
         yield chosen
 
 
-def _begin(ahead: list[Any], *_: object) -> None:
-    """Behind ``fully_shard``'s own hook: a module's forward waits for what is begun here."""
-    for module in ahead:
-        module.unshard(async_op=True)
+def _hooks(layers: Sequence[Any], chosen: Gathering) -> Iterator[RemovableHandle]:
+    """Before ``fully_shard``'s own, which waits for what is begun here and drops what it came in;
+    of what it begins itself it keeps that until the next is there."""
+    for place, layer in enumerate(layers):
+        if chosen.policy != GROUPS or place % chosen.layers == 0:
+            yield layer.register_forward_pre_hook(partial(_begin, [layer]), prepend=True)
+        ahead = layers[place + 1 : place + chosen.layers]
+        if ahead and (chosen.policy == PREFETCH or place % chosen.layers == 0):
+            yield layer.register_forward_pre_hook(partial(_begin, ahead))
+
+
+def _begin(layers: Sequence[Any], *_: object) -> None:
+    for layer in layers:
+        layer.unshard(async_op=True)
 
 
 def _end(model: Any, company: Company) -> None:
