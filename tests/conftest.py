@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ import torch.multiprocessing as mp
 
 from accel.native import cache as native_cache
 
+ENOUGH = 600  # seconds, for what processes do together
 # What says whose kernels are tested.
 KERNELS = ("ACCEL_CXXFLAGS", "ACCEL_CPU_ISA")
 
@@ -62,43 +62,50 @@ def fresh():
     return run
 
 
+@pytest.fixture
+def free_port():
+    """One of this machine's that nobody listens at."""
+    return _free_port()
+
+
+def _free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def in_processes(tmp_path_factory, build_cache):
-    """``in_processes(count, work, *given, mortal=False)`` runs ``work(rank, port, folder, *given)``
-    in as many; returns folder. The test fails if a process does, unless it may, or takes longer
-    than two minutes, after which none is left."""
+    """``in_processes(work, count, *given)`` runs ``work(rank, port, folder, *given)`` in so many;
+    returns folder. They are ended when they have not done so by themselves. It fails if one of them
+    does, unless they are ``mortal``."""
 
-    def run(count, work, *given, mortal=False):
-        folder = tmp_path_factory.mktemp("processes")
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            port = listening.getsockname()[1]
+    def run(work, count, *given, mortal=False):
+        folder, port = tmp_path_factory.mktemp("processes"), _free_port()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCEL_BACKEND", "cpu")
             patch.setenv("ACCEL_CACHE_DIR", str(build_cache))
-            started = mp.spawn(work, (port, folder, *given), nprocs=count, join=False)
-            try:
-                _wait_for(started, mortal)
-            finally:
-                for process in started.processes:
-                    process.kill()
+            processes = mp.spawn(work, (port, folder, *given), nprocs=count, join=False)
+        until = time.monotonic() + ENOUGH
+        try:
+            while not (_all_ended(processes) if mortal else processes.join(timeout=1)):
+                assert time.monotonic() < until, f"processes still run after {ENOUGH} seconds"
+        finally:
+            for process in processes.processes:
+                process.kill()
         return folder
 
     return run
 
 
-def _wait_for(started, mortal, seconds=120):
-    until = time.monotonic() + seconds
-    if mortal:  # join() would end the others when one does
-        for process in started.processes:
-            process.join(max(until - time.monotonic(), 0))
-        assert not any(p.is_alive() for p in started.processes), "a process hangs"
-        return
-    while not started.join(1):
-        assert time.monotonic() < until, "a process hangs"
+def _all_ended(processes):
+    """Once it is so, or after a second; join() would end the others with the first."""
+    for process in processes.processes:
+        process.join(timeout=1 / len(processes.processes))
+    return not any(process.is_alive() for process in processes.processes)
 
 
 @pytest.fixture(scope="session")
 def in_two_processes(in_processes):
     """``in_two_processes(work)`` runs ``work(rank, port, folder)`` in two; returns folder."""
-    return partial(in_processes, 2)
+    return lambda work: in_processes(work, 2)

@@ -98,7 +98,7 @@ def save(rank, port, folder):
 
 @pytest.fixture(scope="module")
 def saved(in_processes):
-    return in_processes(2, save)
+    return in_processes(save, 2)
 
 
 def load(rank, port, folder, world, saved):
@@ -121,7 +121,7 @@ def load(rank, port, folder, world, saved):
 
 @pytest.mark.parametrize("world", [1, 3, 4])
 def test_what_two_have_saved_goes_on_in_others(in_processes, saved, world):
-    folder = in_processes(world, load, world, saved)
+    folder = in_processes(load, world, world, saved)
     for kind in KINDS:
         want, _ = torch.load(saved / f"{kind}.0", weights_only=False)
         went_on = []
@@ -184,7 +184,7 @@ def kill_at(where):
 
 @pytest.mark.parametrize(("who", "where"), DEATHS)
 def test_a_save_whose_rank_is_killed_loses_nothing_of_the_one_before(in_processes, who, where):
-    folder = in_processes(2, killed, who, where, mortal=True)
+    folder = in_processes(killed, 2, who, where, mortal=True)
     assert (folder / "survivor").exists(), "an error that is not ours"
     alone = engine_of("master weights")
     alone.load_checkpoint(folder, "global_step1")

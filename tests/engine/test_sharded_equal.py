@@ -88,7 +88,7 @@ def work(rank, port, folder, world):
 @pytest.fixture(scope="module", params=[2, 4])
 def found(in_processes, request):
     """(how many, a folder with what each made)"""
-    return request.param, in_processes(request.param, work, request.param)
+    return request.param, in_processes(work, request.param, request.param)
 
 
 def made(found, name):

@@ -228,7 +228,7 @@ def live_and_die(rank, port, folder, death, config):
 @pytest.mark.parametrize("how", GATHERED)
 @pytest.mark.parametrize("death", DEATHS, ids=lambda death: death.__name__)
 def test_a_rank_that_dies_ends_the_others(in_processes, death, how):
-    folder = in_processes(2, live_and_die, death, GATHERED[how], mortal=True)
+    folder = in_processes(live_and_die, 2, death, GATHERED[how], mortal=True)
     (kind, text, seconds), apart = torch.load(folder / "0", weights_only=False)
     assert kind is RankError
     assert "rank 0 waited" in text

@@ -15,7 +15,7 @@
     ├── NonFiniteError           (ArithmeticError)  a loss or gradient is inf or nan
     ├── ExactnessError           (ArithmeticError)  a token's value is not the one it was made with
     ├── CheckpointError          (RuntimeError)  a checkpoint is torn, or of something else
-    ├── RankError                (RuntimeError)  another process of those that share a model failed
+    ├── RankError                (RuntimeError)  another process failed, or asked for something else
     ├── OpError
     │   ├── UnknownOpError       (LookupError)   no op, builder or implementation of that name
     │   ├── OpArgumentError      (ValueError, RuntimeError)  an argument breaks the op's contract
@@ -100,7 +100,7 @@ class CheckpointError(AccelError, RuntimeError):
 
 
 class RankError(AccelError, RuntimeError):
-    """Another of the processes that share a model has failed, has ended or does not answer."""
+    """Another process of those that work together failed, is gone, or asked for something else."""
 
 
 class OpError(AccelError):
