@@ -100,6 +100,10 @@ def work(rank, port, found):
             engine = accel.HybridEngine(sharded(plain, mesh), config=GATHERED[how])
             asked = seeded((0 if rank else 2, 7), seed=5)  # one has no prompts
             made["none", how] = engine.generate(asked, return_logprobs=True, **SAMPLED)
+            other = accel.HybridEngine(fully_shard(plain(), mesh=mesh), config=GATHERED[how])
+            made["one unit", how] = other.generate(
+                seeded((2, 7), seed=5), return_logprobs=True, **SAMPLED
+            )
         with pytest.raises(UnsupportedCapability, match=r"is sharded over processes.*whether"):
             engine.generate(seeded((1, 4)), max_new_tokens=2, reuse_prefix=True)
         engine.plan.model.model.layers[1].register_forward_pre_hook(short_of_memory)
@@ -133,10 +137,11 @@ def same_rollout(one, other):
 
 
 @pytest.mark.parametrize("how", OFTEN)
-def test_a_process_without_prompts_gets_none_and_keeps_nobody_waiting(found, how):
+def test_a_process_without_prompts_gets_none_and_a_model_may_be_one_unit(found, how):
     some, none = (torch.load(found / str(r), weights_only=False)["none", how] for r in (0, 1))
     assert none.sequences.shape == (0, 7)
     want = accel.HybridEngine(plain()).generate(
         seeded((2, 7), seed=5), return_logprobs=True, **SAMPLED
     )
     assert same_rollout(some, want)
+    assert same_rollout(torch.load(found / "1", weights_only=False)["one unit", how], want)

@@ -72,7 +72,7 @@ def choose(units: Units, config: HybridEngineConfig, like: Tensor) -> Gathering:
     least = _gathering(LAYER, units, config, budget, why[:-1])
     if given is None:
         return least
-    largest = max(size for _, size in units.passing)
+    largest = max((size for _, size in units.passing), default=0)
     raise CapacityError(
         f"gather_bytes permits {given} bytes of gathered parameters, and a layer takes "
         f"{least.bytes} with what stays gathered around it: {largest}, the largest of "
@@ -108,7 +108,7 @@ def _against(policy: str, units: Units, config: HybridEngineConfig) -> str | Non
 def _gathering(
     policy: str, units: Units, config: HybridEngineConfig, budget: int, why: list[str]
 ) -> Gathering:
-    whole = len(units.passing)
+    whole = len(units.passing) or 1
     layers = {LAYER: 1, PREFETCH: 2, GROUPS: config.tp_gather_partition_size, ALL: whole}[policy]
     needed = units.needed(layers)
     if policy == ALL:
