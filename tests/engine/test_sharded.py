@@ -48,10 +48,14 @@ def trained_and_generated(rank, name):
     engine = accel.HybridEngine(model, torch.optim.AdamW(model.parameters()))
     ids = torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(rank))
     engine.backward(engine(ids, labels=ids).loss)
+    with torch.no_grad():
+        engine.logprobs(ids)  # leaves gathered what lies around the layers
     engine.step()
+    stepped = engine.logprobs(ids).detach()
     roll = engine.generate(ids, max_new_tokens=NEW, do_sample=True, seed=1, return_logprobs=True)
     scored = engine.logprobs(roll.sequences, roll.attention_mask).detach()
-    return roll, scored, {key: value.full_tensor() for key, value in model.state_dict().items()}
+    whole = {key: value.full_tensor() for key, value in model.state_dict().items()}
+    return roll, scored, whole, (ids, stepped)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +67,14 @@ def found(in_two_processes):
 @pytest.mark.parametrize("name", models.MAKERS)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_sharded_model_trains_and_generates_as_the_whole_one(found, name, rank):
-    roll, scored, whole = torch.load(found / f"{name}.{rank}", weights_only=False)
+    roll, scored, whole, (ids, stepped) = torch.load(found / f"{name}.{rank}", weights_only=False)
     assert torch.equal(scored[:, -NEW:], roll.logprobs)
     alone = accel.HybridEngine(models.MAKERS[name]())
     before = alone.model.state_dict()
     assert any(not torch.equal(before[key], whole[key]) for key in whole), "it has trained"
     alone.model.load_state_dict(whole)
     assert torch.equal(alone.logprobs(roll.sequences, roll.attention_mask), scored)
+    assert torch.equal(alone.logprobs(ids), stepped)
 
 
 # -- checkpoints -------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """Two processes that share a model generate until the last of their answers has ended, whoever ends
-first, and each gets what it would get alone."""
+first and however parameters are gathered, and each gets what it would get alone."""
 
 from datetime import timedelta
 
@@ -49,13 +49,26 @@ CASES = {
     "int8": (plain, {"exact": False, "rollout_weights": "int8"},
              [(2, {**SAMPLED, "max_new_tokens": 3}), (2, SAMPLED)]),
 }  # fmt: skip
+# How parameters are gathered, and what the plan calls it.
+GATHERED = {
+    "all": {},
+    "groups": {"pin_parameters": False, "tp_gather_partition_size": 3},
+    "prefetch": {"pin_parameters": False, "tp_gather_partition_size": 2},
+    "layer": {"pin_parameters": False, "tp_gather_partition_size": 1},
+}
+
+OFTEN = ("all", "layer")  # every case; the others: test_sharded_equal
 
 
-def rolled(model, case, rank):
+def rolled(model, case, rank, how=None):
     _, config, asked = CASES[case]
     rows, asked = asked[rank]
-    engine = accel.HybridEngine(model, config=config)
-    return engine.generate(seeded((rows, 7), seed=rank), return_logprobs=True, **asked)
+    engine = accel.HybridEngine(model, config={**config, **GATHERED.get(how, {})})
+    roll = engine.generate(seeded((rows, 7), seed=rank), return_logprobs=True, **asked)
+    if how is not None:
+        assert engine.plan.gathering.policy == how
+        assert all(hasattr(p, "device_mesh") for p in model.parameters()), "apart again"
+    return roll
 
 
 def sharded(make, mesh):
@@ -78,8 +91,19 @@ def work(rank, port, found):
     )  # fmt: skip
     try:
         mesh = init_device_mesh("cpu", (2,))
-        made = {case: rolled(sharded(CASES[case][0], mesh), case, rank) for case in CASES}
-        engine = accel.HybridEngine(sharded(plain, mesh))
+        made = {
+            (case, how): rolled(sharded(CASES[case][0], mesh), case, rank, how)
+            for case in CASES
+            for how in OFTEN
+        }
+        for how in OFTEN:
+            engine = accel.HybridEngine(sharded(plain, mesh), config=GATHERED[how])
+            asked = seeded((0 if rank else 2, 7), seed=5)  # one has no prompts
+            made["none", how] = engine.generate(asked, return_logprobs=True, **SAMPLED)
+            other = accel.HybridEngine(fully_shard(plain(), mesh=mesh), config=GATHERED[how])
+            made["one unit", how] = other.generate(
+                seeded((2, 7), seed=5), return_logprobs=True, **SAMPLED
+            )
         with pytest.raises(UnsupportedCapability, match=r"is sharded over processes.*whether"):
             engine.generate(seeded((1, 4)), max_new_tokens=2, reuse_prefix=True)
         engine.plan.model.model.layers[1].register_forward_pre_hook(short_of_memory)
@@ -98,8 +122,26 @@ def found(in_two_processes):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_each_gets_what_it_would_get_alone(found, case, rank):
-    made = torch.load(found / str(rank), weights_only=False)[case]
+    made = torch.load(found / str(rank), weights_only=False)
     want = rolled(CASES[case][0](), case, rank)
-    assert torch.equal(made.sequences, want.sequences)
-    assert torch.equal(made.attention_mask, want.attention_mask)
-    assert same_bits(made.logprobs, want.logprobs)
+    for how in OFTEN:
+        assert same_rollout(made[case, how], want)
+
+
+def same_rollout(one, other):
+    return (
+        torch.equal(one.sequences, other.sequences)
+        and torch.equal(one.attention_mask, other.attention_mask)
+        and same_bits(one.logprobs, other.logprobs)
+    )
+
+
+@pytest.mark.parametrize("how", OFTEN)
+def test_a_process_without_prompts_gets_none_and_a_model_may_be_one_unit(found, how):
+    some, none = (torch.load(found / str(r), weights_only=False)["none", how] for r in (0, 1))
+    assert none.sequences.shape == (0, 7)
+    want = accel.HybridEngine(plain()).generate(
+        seeded((2, 7), seed=5), return_logprobs=True, **SAMPLED
+    )
+    assert same_rollout(some, want)
+    assert same_rollout(torch.load(found / "1", weights_only=False)["one unit", how], want)

@@ -11,6 +11,7 @@ sequences.py   where the real tokens lie           cache.py     keys and values 
 reading.py     what policies share                 stats.py     time and tokens per phase
 parallel/      ranks that share a rollout
 fingerprint.py  whether weights are what they were
+sharding.py    a model in shards                   gathering.py  how much of it is together
 """
 
 from accel.engine.config import HybridEngineConfig

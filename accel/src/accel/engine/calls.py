@@ -6,6 +6,7 @@ All three take a token's value from the head in fp32, by the same ops.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from accel.engine.modules.parts import head_of
 from accel.engine.modules.shared import gathered
 from accel.engine.sequences import Sequences
 from accel.errors import OpArgumentError
-from accel.layers.hooks import has_hooks
+from accel.layers.hooks import is_watched
 
 # transformers' mark for a label that does not count.
 IGNORED = -100
@@ -116,11 +117,11 @@ def score(
     rows: int | None,
     *,
     embeds: Tensor | None = None,
-    comes: Callable[[], None] = lambda: None,
+    forward: Callable[[], AbstractContextManager[None]] = nullcontext,
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """What :class:`Scoring` with these ``settings`` finds, in one forward for every ``rows`` of
-    ``ids`` (None: for all), or of ``embeds`` in their place; ``comes`` is called before each."""
+    ``ids`` (None: for all), or of ``embeds`` in their place; each within a ``forward()``."""
     size = rows or max(len(ids), 1)
     found = []
     for start in range(0, max(len(ids), 1), size):
@@ -128,8 +129,8 @@ def score(
         fed = {"input_ids": ids[part]} if embeds is None else {"inputs_embeds": embeds[part]}
         seen = None if mask is None else mask[part]
         call = Scoring(ids=ids[part], **settings)
-        comes()
-        found.append(call.ask(model, **fed, attention_mask=seen))
+        with forward():
+            found.append(call.ask(model, **fed, attention_mask=seen))
     values, entropies = (torch.cat(parts) for parts in zip(*found))
     return values, entropies
 
@@ -139,6 +140,6 @@ def _scored(
 ) -> tuple[Tensor, Tensor]:
     """(log-probability, entropy) of ``ids`` ``[T]``; by way of the logits, to the same bits, where
     a hook on the head expects to see those."""
-    if has_hooks(head):
+    if is_watched(head):
         return head_of(head).values(head(h), ids, temperature)
     return head(h, ids=ids, temperature=temperature)  # type: ignore[no-any-return]

@@ -26,8 +26,11 @@ class HybridEngineConfig(Fixed):
     ``inference_tp_size``          ranks that share a layer when generating, and generate all of
                                    their prompts together: see ``accel.engine.generation.shared``
     ``release_inference_cache``    give the KV cache back after every ``generate``
-    ``pin_parameters``, ``tp_gather_partition_size``  speak of ZeRO-3 partitions; without them
-                                   there is nothing to pin or to gather
+    ``pin_parameters``             of a model under ``fully_shard``: a rollout gathers everything
+                                   at its beginning and keeps it to its end, where there is room;
+                                   see ``gather_bytes``. False: never
+    ``tp_gather_partition_size``   of such a model: layers that are gathered at a time where all are
+                                   not, if there is room; else it is one and the next
     ``enable_cuda_graph``          replay a decode step as a graph. None: where the device has
                                    graphs and nothing watches the model; True refuses a device
                                    without them. Kernels that read values on the host, as eager
@@ -65,6 +68,11 @@ class HybridEngineConfig(Fixed):
     ``inference_tp_sums``          they split the projections back to the hidden size over their
                                    input, and add up: two collectives a layer in place of four. Not
                                    while ``exact``: the sums' order is the communication's
+    ``gather_bytes``               most bytes that gathered parameters of a sharded model may take
+                                   on a rank, beside its shard. None: half of what is free
+    ``shard``                      the engine shards the model itself, by ``fully_shard`` over this
+                                   DeviceMesh, or (True) over all processes. The optimizer, which
+                                   must not have stepped, gets the new parameters. None: it does not
     ``micro_batch_size``           rows per forward in ``logprobs``; None: all at once
     ``on_stats``                   called with ``(phase, seconds)`` whenever a phase ends
     """
@@ -86,6 +94,8 @@ class HybridEngineConfig(Fixed):
     kv_cache_bytes: int | None = None
     inference_tp_group: Any = None
     inference_tp_sums: bool = False
+    gather_bytes: int | None = None
+    shard: Any = None
     micro_batch_size: int | None = None
     on_stats: Callable[[str, float], None] | None = None
 
@@ -94,8 +104,14 @@ class HybridEngineConfig(Fixed):
             value = getattr(self, setting.name)
             if isinstance(setting.default, bool) and not isinstance(value, bool):
                 raise ConfigError(f"{setting.name} must be True or False, not {value!r}")
-        for name in ("max_out_tokens", "kv_cache_bytes", "micro_batch_size"):
+        for name in (
+            "max_out_tokens", "kv_cache_bytes", "gather_bytes", "micro_batch_size",
+        ):  # fmt: skip
             _require_positive(name, getattr(self, name), optional=True)
+        if self.shard is not None and self.shard is not True and not hasattr(self.shard, "ndim"):
+            raise ConfigError(
+                f"shard must be a DeviceMesh, True for all processes, or None; found {self.shard!r}"
+            )
         for name in (
             "inference_tp_size", "tp_gather_partition_size", "gradient_accumulation_steps",
         ):  # fmt: skip
@@ -165,8 +181,8 @@ class HybridEngineConfig(Fixed):
         return self.exact or self.rollout_weights is not None
 
     def without_effect(self) -> list[str]:
-        """Settings that speak of ZeRO-3 partitions, where they are not their defaults."""
-        names = ("pin_parameters", "tp_gather_partition_size")
+        """Settings that speak of sharded parameters, where they are not their defaults."""
+        names = ("pin_parameters", "tp_gather_partition_size", "gather_bytes")
         return [name for name in names if getattr(self, name) != getattr(type(self), name)]
 
     @classmethod

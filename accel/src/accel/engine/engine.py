@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from accel.engine.call import ACTIVE
 from accel.engine.calls import score
 from accel.engine.config import HybridEngineConfig
+from accel.engine.generation.company import reached
 from accel.engine.generation.generate import Generate
 from accel.engine.generation.rollout import Rollout
 from accel.engine.hybrid import hybridize
@@ -50,7 +52,8 @@ class HybridEngine:
     ) -> None:
         self.config = HybridEngineConfig.of(config)
         self.model = model
-        self.plan: Plan | None = hybridize(model, self.config) if self.config.enabled else None
+        plans = self.config.enabled
+        self.plan: Plan | None = hybridize(model, self.config, optimizer) if plans else None
         self._optimization = Optimization(model, optimizer, lr_scheduler, self.config)
         self._stats = Stats(next(model.parameters()).device, self.config.on_stats)
 
@@ -61,7 +64,7 @@ class HybridEngine:
     ) -> Any:
         """The model's forward: logits fp32 ``[B, S, V]``; with ``labels`` the loss, and in training
         no logits unless ``skip_logits=False``."""
-        with self._stats.phase("forward"):
+        with self._phase("forward"):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def backward(self, loss: Tensor) -> Tensor:
@@ -72,7 +75,7 @@ class HybridEngine:
         gradients as their wrapper does it: after every micro batch, but for DDP's ``no_sync`` and
         FSDP2's ``set_requires_gradient_sync``.
         """
-        with self._stats.phase("backward"):
+        with self._phase("backward"):
             self._optimization.backward(loss)
         return loss
 
@@ -83,7 +86,7 @@ class HybridEngine:
         NonFiniteError if the gradients' norm is inf or nan: they are dropped and nothing else is
         changed, so that whoever catches it has left these batches out.
         """
-        with self._stats.phase("step"):
+        with self._phase("step"):
             self._optimization.step(lr_kwargs or {})
 
     def zero_grad(self) -> None:
@@ -129,13 +132,13 @@ class HybridEngine:
         """Write model, optimizer, schedule, master weights, counters, torch's random state and
         ``client_state`` (rank 0's) to ``save_dir/tag``, by default ``global_stepN``; returns that.
 
-        Through torch.distributed.checkpoint, on every rank, to a folder that all of them see. It is
-        there whole or not at all, in the place of one with the same tag too, and ``latest`` names
-        it. CheckpointError where gradients wait for their update.
+        Through torch.distributed.checkpoint, on every rank, to a folder all see. It is there whole
+        or not at all, also in the place of one with its tag, and ``latest`` names it.
+        CheckpointError where gradients wait for their update.
         """
         from accel.engine.training import checkpoint  # torch.distributed.checkpoint takes a second
 
-        with self._stats.phase("save"):
+        with self._phase("save"):
             return checkpoint.save(self._optimization, Path(save_dir), tag, client_state or {})
 
     def load_checkpoint(
@@ -151,7 +154,7 @@ class HybridEngine:
         """
         from accel.engine.training import checkpoint
 
-        with self._stats.phase("load"):
+        with self._phase("load"):
             return checkpoint.load(self._optimization, Path(load_dir), tag)
 
     def train(self, mode: bool = True) -> HybridEngine:
@@ -171,10 +174,11 @@ class HybridEngine:
     ) -> Tensor | Rollout:  # fmt: skip
         """Answers to prompts; see :class:`accel.engine.generation.generate.Generate`. The model's
         mode does not matter and is not touched."""
-        with self._stats.phase("generate") as counts:
+        with self._phase("generate") as counts:
             generate = self._generate()
             found: Tensor | Rollout = generate(input_ids, attention_mask, *args, **kwargs)
             counts["tokens"] = generate.made
+            self.plan = replace(self._planned(), gathering=generate.gathering)
             if kwargs.get("reuse_prefix"):
                 counts["reused"] = generate.reused
         return found
@@ -191,8 +195,7 @@ class HybridEngine:
     def release_cache(self) -> None:
         """Give the KV cache back; the next rollout makes another. UnsupportedCapability while one
         is under way."""
-        cache = self._generate().cache
-        with cache.used():
+        with (cache := self._generate().cache).used():
             cache.release()
 
     def logprobs(
@@ -231,15 +234,13 @@ class HybridEngine:
         if size is not None and size < 1:
             raise ValueError(f"micro_batch_size must be positive; found {size}")
         with (
-            self._stats.phase("logprobs") as counts,
+            self._phase("logprobs") as counts,
             generate.reading() if weights == "rollout" else nullcontext() as copies,
             torch.set_grad_enabled(torch.is_grad_enabled() and weights == "training"),
         ):
-            read = copies or {"exact": self.config.exact}
-            values, entropies = score(
-                self.model, input_ids, attention_mask, size,
-                adapter=adapter, temperature=temperature, **read,
-            )  # fmt: skip
+            settings: dict[str, Any] = {"adapter": adapter, "temperature": temperature}
+            settings |= copies or {"exact": self.config.exact}
+            values, entropies = score(self.model, input_ids, attention_mask, size, **settings)
             real = input_ids.numel() if attention_mask is None else attention_mask.sum()
             counts["tokens"] = int(real)
         return (values, entropies) if entropy else values
@@ -249,20 +250,17 @@ class HybridEngine:
         one ``logprobs`` of it. 0 throughout where exact, and under ``rollout_weights`` not; after
         an update of the parameters it counts that too. ``stats()`` adds up its tokens and their
         ``difference``."""
-        with self._stats.phase("rollout_gap") as counts, torch.no_grad():
-            ids, mask = rollout.sequences, rollout.attention_mask
-            if ids.shape[1] == rollout.logprobs.shape[1]:
+        with self._phase("rollout_gap") as counts, torch.no_grad():
+            if rollout.sequences.shape[1] == rollout.logprobs.shape[1]:
                 raise OpArgumentError(
                     "rollout_gap needs the prompts' tokens before the answers'; found answers "
                     "alone, as to prompts given as embeddings"
                 )
-            scored = self.logprobs(ids, mask, adapter=adapter)
+            scored = self.logprobs(rollout.sequences, rollout.attention_mask, adapter=adapter)
             assert isinstance(scored, Tensor)
             found = rollout.gap(scored)
-            counts["tokens"], counts["difference"] = (
-                found["tokens"],
-                found["mean"] * found["tokens"],
-            )
+            tokens = found["tokens"]
+            counts |= {"tokens": tokens, "difference": found["mean"] * tokens}
         return found
 
     # -- what happened ---------------------------------------------------------------------
@@ -271,6 +269,11 @@ class HybridEngine:
         """Per phase: ``calls``, ``seconds`` and, where there are any, ``tokens`` and their rate;
         of ``generate`` tokens of prompts that were ``reused``, where that was asked for."""
         return self._stats.totals()
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[dict[str, float]]:
+        with reached(), self._stats.phase(name) as counts:
+            yield counts
 
     def _planned(self) -> Plan:
         if self.plan is None:

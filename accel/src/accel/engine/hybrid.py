@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
+from accel.engine import sharding
 from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import installed
+from accel.engine.generation.company import Company
 from accel.engine.generation.generate import Generate
 from accel.engine.generation.shared import SharedGenerate
 from accel.engine.planning import Plan, plan
@@ -17,7 +20,9 @@ from accel.errors import UnsupportedModelError
 
 
 def hybridize(
-    model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None = None
+    model: nn.Module,
+    config: HybridEngineConfig | Mapping[str, Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Plan:
     """Give a transformers model accel's forwards and ``generate``, in place, for people who keep
     their own training loop; returns what was done. Of an encoder the layers are replaced.
@@ -26,13 +31,20 @@ def hybridize(
     stay where they are under their names, so optimizers, hooks, sharding, gradient checkpointing,
     PEFT, ``state_dict``, deepcopy and pickle go on as before. May be called again, as after adding
     an adapter. With ``inference_tp_size`` all processes call it, in the same order, as torch makes
-    process groups on all at once. :func:`restore` undoes it.
+    process groups on all at once. :func:`restore` undoes it, but not sharding: with ``shard`` the
+    model's parameters become shards, which ``optimizer`` gets in their place.
     """
     config = HybridEngineConfig.of(config)
+    mesh = None
+    if config.shard is not None:
+        mesh = sharding.mesh_for(config.shard, model, optimizer)
     made = plan(model, config)
     spec = made.require()
     restore(model)
     made.apply()
+    if mesh is not None:
+        Company(made.model, mesh).begin(0)
+        sharding.shard(made.model, spec, mesh, optimizer)
     if isinstance(spec, DecoderSpec):
         made.model.generate = _generate(made.model, spec, config)  # type: ignore[assignment]
     return made

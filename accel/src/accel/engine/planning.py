@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from accel.engine import policy as policies
+from accel.engine import sharding
 from accel.engine.config import BITS, HybridEngineConfig
 from accel.engine.forward import Forward
+from accel.engine.gathering import Gathering, choose
 from accel.engine.modules import quantized
 from accel.engine.modules.encoder import Encoder
 from accel.engine.modules.experts import Experts, RoutedMlp, Router
@@ -59,6 +61,7 @@ class Plan:
     ``served_by``     the implementation of each op it needs
     ``refusals``      why it cannot be served; empty if it can
     ``notes``         where training differs from generation on purpose, settings without effect
+    ``gathering``     of a sharded model: how a rollout gathers its parameters, and why so
     """
 
     model: nn.Module
@@ -68,6 +71,7 @@ class Plan:
     served_by: dict[str, str] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    gathering: Gathering | None = None
 
     @property
     def accepted(self) -> bool:
@@ -81,6 +85,7 @@ class Plan:
         lines = [f"{name} as {self.policy.name}: {len(self.replacements)} forwards replaced"]
         lines += [f"  {replacement}" for replacement in self.replacements]
         lines += ["ops"] + [f"  {op:16} {impl}" for op, impl in self.served_by.items()]
+        lines += [f"gathers {self.gathering}"] if self.gathering else []
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -98,7 +103,8 @@ class Plan:
 
 
 def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None = None) -> Plan:
-    """What would be replaced in ``model``, and by what; changes nothing."""
+    """What would be replaced in ``model``, and by what; changes nothing. CapacityError if
+    ``gather_bytes`` has no room for a layer."""
     config = HybridEngineConfig.of(config)
     found, policy = _language_model(model)
     if policy is None:
@@ -143,7 +149,19 @@ def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None
         notes.append(what_differs(found, spec, config, served_by, lora=lora))
     if bits and not refusals:
         notes.append(quantized.note(copied, str(config.rollout_weights), bits))
-    return Plan(found, policy, spec, tuple(replacements), served_by, tuple(refusals), tuple(notes))
+    return Plan(
+        found, policy, spec, tuple(replacements), served_by, tuple(refusals), tuple(notes),
+        None if refusals else _gathering(found, spec, config),
+    )  # fmt: skip
+
+
+def _gathering(model: nn.Module, spec: StackSpec, config: HybridEngineConfig) -> Gathering | None:
+    """Of a decoder that is sharded, or is going to be, as things are now."""
+    if not isinstance(spec, DecoderSpec):
+        return None
+    planned = [] if config.shard is None else sharding.parts(model, spec)
+    found = sharding.units(model, spec, planned)
+    return None if found is None else choose(found, config, sharding.computed_like(model))
 
 
 def _language_model(model: nn.Module) -> tuple[nn.Module, ModelPolicy | None]:
@@ -272,7 +290,7 @@ def _notes(model: nn.Module, spec: StackSpec, config: HybridEngineConfig) -> Ite
     if config.inference_tp_size > 1 and isinstance(spec, DecoderSpec):
         yield share.note(spec, config.inference_tp_size, config.inference_tp_sums)
     idle = config.without_effect()
-    if idle:
+    if idle and config.shard is None and sharding.units(model, spec) is None:
         yield (
             f"{' and '.join(idle)}: without effect, the parameters are whole and nothing is pinned "
             "or gathered"

@@ -1,48 +1,147 @@
-"""Company: processes that hold parts of one model's parameters run its forwards together.
+"""Company: processes that hold parts of one model's parameters generate together.
 
 What gathers a layer's parameters when it runs waits for all of them. A process whose answers have
 ended, or which makes fewer waves, must go on as long as another does (transformers calls it
-``synced_gpus``).
+``synced_gpus``); one that fails must say so to the others, who would wait for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from accel.errors import AccelError, RankError, UnsupportedModelError
+
+# What process groups say when another process is gone, where they have no class of error for it.
+_SAYS = ("onnection closed by peer", "onnection reset by peer", "imed out", "roken pipe",
+         "onnection refused", "timeout")  # fmt: skip
+
 
 class Company:
-    """Those that a model is sharded over; of a model that is not, there is nobody.
+    """Those that a model is sharded over, or will be over ``mesh``; of another there is nobody.
 
-    ``came``  others run the forward that this process has begun, and gather with it
+    They exchange four numbers before each forward that gathers, when a rollout begins and when it
+    ends, so that all hear of a failure in the same exchange.
+
+    ``gathers``  forwards gather parameters, so that all must run them together
+    ``torn``     this process has left a forward that others are still in
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._groups = list(_groups(model))
+    def __init__(self, model: nn.Module, mesh: Any = None) -> None:
+        self._model = model
+        self._groups = list(_groups(model) if mesh is None else _groups_of(mesh))
         self._device = next(model.parameters()).device
-        self.came = False
+        self.gathers = bool(self._groups)
+        self.torn = False
 
-    def comes(self) -> None:
-        """This process is about to run a forward: all others must know, and run one too."""
-        self._others_come(1)
-        self.came = bool(self._groups)
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def begin(self, level: int) -> int:
+        """All ask for a rollout, and their models have the same parameters; returns the lowest
+        ``level`` of all. UnsupportedModelError, on all of them, if the models differ."""
+        if not self._groups:
+            return level
+        names = sorted((n, _shape(p), str(p.dtype)) for n, p in self._model.named_parameters())
+        found = crc32(repr(names).encode())
+        most, least, lowest = self._exchange(found, -found, -level)
+        if most != -least:
+            adapters = sum("lora_" in name for name, *_ in names)
+            raise UnsupportedModelError(
+                "the processes that share this model do not have the same parameters, and could "
+                f"not gather them together; here are {len(names)}, {adapters} of them of LoRA "
+                "adapters: add an adapter on every rank, of one shape, or on none"
+            )
+        return -lowest
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """This process runs a forward in the block: all others must know, and run one too."""
+        if self.gathers:
+            self._exchange(1)
+        with self.inside() if self.gathers else nullcontext():
+            yield
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """What gathers in the block cannot be left by one process alone."""
+        self.torn = True
+        yield
+        self.torn = False
 
     def keep(self, forward: Callable[[], object]) -> None:
         """This process has run its own: run one for each of the others', until none comes."""
-        while self._groups and self._others_come(0):
-            forward()
+        while self._groups:
+            others_come = self._exchange(0)[0]
+            if not (self.gathers and others_come):
+                return
+            with self.inside():
+                forward()
 
-    def _others_come(self, mine: int) -> bool:
-        if not self._groups:
-            return False
-        flag = torch.tensor(mine, device=self._device)
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """An error in the block is told to the others, unless they wait in the middle of a forward
+        that this process has left: then they wait until their process group's timeout, or until
+        this process ends."""
+        with reached():
+            try:
+                yield
+            except RankError:
+                raise
+            except BaseException as error:
+                if self._groups and not self.torn and not _is_lost(error):
+                    with suppress(RuntimeError):  # what has happened here is what counts
+                        self._exchange(failed=dist.get_rank() + 1)
+                raise
+
+    def _exchange(self, *mine: int, failed: int = 0) -> list[int]:
+        """The maxima over all; RankError if another process has failed."""
+        given = (failed, *mine, 0, 0, 0)[:4]
+        numbers = torch.tensor(given, dtype=torch.int64, device=self._device)
         for group in self._groups:  # one after the other they make the maximum over all
-            dist.all_reduce(flag, dist.ReduceOp.MAX, group=group)
-        return not mine and bool(flag)
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=group)
+        who, *found = numbers.tolist()
+        if who and not failed:
+            raise RankError(
+                f"rank {who - 1} failed in generate, which rank {dist.get_rank()} runs with it; "
+                "its own error is the cause. Nothing of the model was changed: all ranks may "
+                "generate again"
+            )
+        return found
+
+
+@contextmanager
+def reached() -> Iterator[None]:
+    """What a process group raises in the block, where another process is gone or does not come, is
+    a RankError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        raise RankError(
+            f"rank {dist.get_rank()} waited for the processes that share the model, and another "
+            f"has ended or did not come within the process group's timeout: {error}"
+        ) from error
+
+
+def _is_lost(error: BaseException) -> bool:
+    if not isinstance(error, RuntimeError) or isinstance(error, AccelError):
+        return False
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in _SAYS)
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    """As a whole, of what is partitioned too."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _groups(model: nn.Module) -> Iterator[Any]:
@@ -50,9 +149,12 @@ def _groups(model: nn.Module) -> Iterator[Any]:
     for parameter in model.parameters():
         found: Any = parameter
         if hasattr(found, "device_mesh"):  # of fully_shard: a DTensor
-            mesh = found.device_mesh
-            yield from (mesh.get_group(dimension) for dimension in range(mesh.ndim))
+            yield from _groups_of(found.device_mesh)
             return
         if hasattr(found, "ds_id"):  # of DeepSpeed's ZeRO-3
             yield getattr(found, "ds_process_group", None)
             return
+
+
+def _groups_of(mesh: Any) -> Iterator[Any]:
+    yield from (mesh.get_group(dimension) for dimension in range(mesh.ndim))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,10 @@ class Wave:
 
     def make(
         self, model: nn.Module, head: Head, step: Call, graphs: Accelerator | None,
-        comes: Callable[[], None],
+        shared: Callable[[], AbstractContextManager[None]],
     ) -> None:  # fmt: skip
-        """A forward for the prompts, then one per token but the last, replayed by ``graphs``;
-        ``comes`` is called before each."""
+        """A forward for the prompts, then one per token but the last, replayed by ``graphs``; each
+        within a ``shared()``."""
         forward = TokenForward(model, step, graphs)
         streamer = self.request.streamer
         if streamer is not None:
@@ -64,8 +65,8 @@ class Wave:
             if self.request.abort():
                 self.answers.aborted = True
                 break
-            comes()
-            projected = forward(self.token) if position else self._begin(model, step)
+            with shared():
+                projected = forward(self.token) if position else self._begin(model, step)
             self._choose(head, projected, position)
             if not self._go_on():
                 break

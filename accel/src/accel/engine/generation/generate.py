@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from accel.engine import sharding
 from accel.engine.cache import KVCache
 from accel.engine.call import ACTIVE
 from accel.engine.calls import Step
 from accel.engine.config import BITS, HybridEngineConfig
+from accel.engine.gathering import Gathering
 from accel.engine.generation import request as requests
 from accel.engine.generation import sampling
 from accel.engine.generation.company import Company
@@ -25,6 +27,7 @@ from accel.engine.generation.prefixes import Made, Prefixes, require_kept
 from accel.engine.generation.replay import graphs_for
 from accel.engine.generation.request import Request
 from accel.engine.generation.rollout import Answers, Rollout
+from accel.engine.generation.together import gathered
 from accel.engine.generation.verification import verify
 from accel.engine.memory import give_back, is_short
 from accel.engine.modules.lora import FusedWeights, require_adapter
@@ -44,6 +47,7 @@ class Generate:
     ``seeds_made``  how many seeds it has made itself, on which the next one depends
     ``fused``       weights with LoRA adapters added, where somebody keeps them between rollouts
     ``quantized``   quantised copies of weights, likewise
+    ``gathering``   of a sharded model, how the last call gathered its parameters
     """
 
     def __init__(self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> None:
@@ -56,6 +60,7 @@ class Generate:
         self.fused: FusedWeights | None = None
         self.quantized: QuantizedWeights | None = None
         self.share: Share | None = None  # what this process computes, where several do it together
+        self.gathering: Gathering | None = None
 
     def __call__(
         self,
@@ -118,51 +123,58 @@ class Generate:
         if attention_mask is not None and not isinstance(attention_mask, Tensor):
             # transformers' second positional argument
             generation_config, attention_mask = attention_mask, None
-        ids = input_ids if inputs is None else inputs
-        require_current(self.model, self.spec)
-        require_adapter(self.model, adapter)
-        require_known(fallback)
-        if reuse_prefix:
-            require_kept(self.config, inputs_embeds)
-        self.made = self.reused = 0
-        given = {
-            "input_ids": ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds,
-            "generation_config": generation_config, **settings,
-        }  # fmt: skip
-        try:
-            request = requests.read(self.model, abort=abort, **given)
-        except UnsupportedCapability as refused:
-            if fallback is None:
-                raise
-            ours = {
-                "seed": seed, "sample_ids": sample_ids, "return_logprobs": return_logprobs,
-                "adapter": None if adapter == ACTIVE else str(adapter), "abort": abort,
-                "reuse_prefix": reuse_prefix,
-            }  # fmt: skip
-            return by_transformers(self.model, refused, given, ours)
-        lengths = request.prompts.lengths()
-        new_tokens = request.max_new_tokens
-        requests.require_room(self.spec, max(lengths), new_tokens, self.config.max_out_tokens)
-        samples = None
-        if request.sampled:
-            samples = sampling.samples_of(request.prompts.contents(), sample_ids)
+        sharding.part(self.model)
         company = Company(self.model)
-        with self.cache.used():
-            seed = self.new_seed() if seed is None else seed
-            uniform = None
-            if samples is not None:
-                uniform = sampling.uniforms(seed, samples, lengths, new_tokens)
+        with company.telling():
+            ids = input_ids if inputs is None else inputs
+            require_current(self.model, self.spec)
+            require_adapter(self.model, adapter)
+            require_known(fallback)
+            if reuse_prefix:
+                require_kept(self.config, inputs_embeds)
+            self.made = self.reused = 0
+            given = {
+                "input_ids": ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds,
+                "generation_config": generation_config, **settings,
+            }  # fmt: skip
             try:
-                rollout = self._roll_again_if_short(
-                    request, company, adapter, lengths, uniform, seed, reuse_prefix
-                )
-            finally:
-                if self.config.release_inference_cache:
-                    self.cache.release()
-        if self.config.check_exact:
-            rows = self.config.micro_batch_size
-            verify(self.model, self.spec, request.prompts, rollout, adapter, rows, company.comes)
-        company.keep(lambda: self._idle(request))
+                none = bool(company)  # a process may have no prompts where others have
+                request = requests.read(self.model, abort=abort, may_be_none=none, **given)
+            except UnsupportedCapability as refused:
+                if fallback is None:
+                    raise
+                ours = {
+                    "seed": seed, "sample_ids": sample_ids, "return_logprobs": return_logprobs,
+                    "adapter": None if adapter == ACTIVE else str(adapter), "abort": abort,
+                    "reuse_prefix": reuse_prefix,
+                }  # fmt: skip
+                return by_transformers(self.model, refused, given, ours)
+            lengths, new_tokens = request.prompts.lengths(), request.max_new_tokens
+            longest = max(lengths, default=0)
+            requests.require_room(self.spec, longest, new_tokens, self.config.max_out_tokens)
+            samples = None
+            if request.sampled:
+                samples = sampling.samples_of(request.prompts.contents(), sample_ids)
+            together = gathered(self.model, self.spec, self.config, company)
+            with self.cache.used(), together as self.gathering:
+                seed = self.new_seed() if seed is None else seed
+                uniform = None
+                if samples is not None:
+                    uniform = sampling.uniforms(seed, samples, lengths, new_tokens)
+                try:
+                    rollout = self._roll_again_if_short(
+                        request, company, adapter, lengths, uniform, seed, reuse_prefix
+                    )
+                finally:
+                    if self.config.release_inference_cache:
+                        self.cache.release()
+                if self.config.check_exact:
+                    rows = self.config.micro_batch_size
+                    verify(
+                        self.model, self.spec, request.prompts, rollout, adapter, rows,
+                        company.forward,
+                    )  # fmt: skip
+                company.keep(lambda: self._idle(request))
         return rollout if request.as_object or return_logprobs else rollout.sequences
 
     def _roll_again_if_short(self, request: Request, company: Company, *given: Any) -> Rollout:
@@ -175,7 +187,7 @@ class Generate:
         except (RuntimeError, MemoryError) as error:
             if not is_short(error):
                 raise
-            if request.whole or company.came or self.share is not None:
+            if request.whole or company.torn or self.share is not None:
                 self.cache.release()
                 raise _short(error, "once") from error
         # Out here nothing holds what the first time took.
@@ -193,11 +205,12 @@ class Generate:
         uniform: Tensor | None, seed: int, reuse: bool,
     ) -> Rollout:  # fmt: skip
         """All answers, in as few waves as the cache's limit permits."""
-        like, count, share = next(self.model.parameters()), len(lengths), self.share
-        tokens = max(lengths) + request.max_new_tokens
+        like, count, share = sharding.computed_like(self.model), len(lengths), self.share
+        tokens = max(lengths, default=0) + request.max_new_tokens
         # Waves are the same on all ranks: those of the one with most to keep.
         kept, widest = (share.own, share.widest) if share else (self.spec, self.spec)
         most = count if request.whole else self.cache.most(widest, tokens, like) or count
+        waves = -(-count // most) if count else 0
         ids, mask = request.prompts.answered()
         answers = Answers(count, request.max_new_tokens, request.filler, like, request.kept)
         uniform = None if uniform is None else uniform.to(like.device)
@@ -207,14 +220,15 @@ class Generate:
             step = Step(adapter=adapter, cache=self.cache, share=share, **weights)
             with step.active(like.device):
                 prefixes = self._prefixes(request) if reuse else None
-                for rows in torch.arange(count, device=like.device).tensor_split(-(-count // most)):
+                all_rows = torch.arange(count, device=like.device)
+                for rows in all_rows.tensor_split(waves) if waves else ():
                     if not answers.aborted:
                         wave = Wave(request, self.cache, rows, uniform, answers)
                         had = prefixes.found(wave.fed.tolist()) if prefixes else []
                         self.cache.reserve(kept, len(rows), tokens, like, had)
                         wave.had = [count for _, count in had]
                         try:
-                            wave.make(self.model, head, step, graphs, company.comes)
+                            wave.make(self.model, head, step, graphs, company.forward)
                         except BaseException:
                             self.cache.release()
                             raise

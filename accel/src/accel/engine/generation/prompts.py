@@ -89,9 +89,11 @@ class Prompts:
 
 
 def prompts(
-    ids: Tensor | None, mask: Tensor | None, embeds: Tensor | None, each: int, pad: int | None
-) -> Prompts:
-    """From what generate was given; ``pad`` is padding wherever it stands and no mask is given."""
+    ids: Tensor | None, mask: Tensor | None, embeds: Tensor | None, each: int, pad: int | None,
+    may_be_none: bool = False,
+) -> Prompts:  # fmt: skip
+    """From what generate was given; ``pad`` is padding wherever it stands and no mask is given.
+    There is a prompt, unless there ``may_be_none``, and a token in each."""
     fed = ids if embeds is None else embeds
     wanted, what = (2, "input_ids must be whole numbers [batch, length]")
     if embeds is not None:
@@ -120,7 +122,7 @@ def prompts(
             f"attention_mask must be {list(shape)} like the prompts; found {list(mask.shape)}"
         )
     empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
-    if empty or not mask.numel():
+    if empty or not (mask.numel() or (may_be_none and not len(fed))):
         raise OpArgumentError(
             f"a prompt needs a token to begin with; empty: {empty or list(fed.shape)}"
         )

@@ -84,9 +84,11 @@ def read(
     inputs_embeds: Tensor | None = None,
     generation_config: Any = None,
     abort: Any = None,
+    may_be_none: bool = False,
     **settings: Any,
 ) -> Request:
-    """From prompts, a GenerationConfig and keyword arguments, merged by transformers' rules."""
+    """From prompts, a GenerationConfig and keyword arguments, merged by transformers' rules. No
+    prompt at all is refused unless there ``may_be_none``."""
     objects = {name: settings.pop(name, None) for name in (*_LOOKERS, "tokenizer")}
     # transformers has these in objects only
     outputs = {name: settings.pop(f"output_{name}", None) for name in ("scores", "logits")}
@@ -97,7 +99,10 @@ def read(
     eos, pad = merged.eos_token_id, merged.pad_token_id
     eos = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
     padding = None if pad in eos else pad  # transformers' rule: an end is not padding
-    asked = prompts(input_ids, attention_mask, inputs_embeds, merged.num_return_sequences, padding)
+    asked = prompts(
+        input_ids, attention_mask, inputs_embeds, merged.num_return_sequences, padding,
+        may_be_none,
+    )  # fmt: skip
     width = asked.fed.shape[1]
     new_tokens = merged.max_new_tokens
     if new_tokens is None:

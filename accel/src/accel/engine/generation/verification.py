@@ -4,6 +4,7 @@ error."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,13 @@ _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 @torch.no_grad()
 def verify(
     model: nn.Module, spec: DecoderSpec, prompts: Prompts, rollout: Rollout,
-    adapter: str | None, rows: int | None, comes: Callable[[], None],
+    adapter: str | None, rows: int | None,
+    forward: Callable[[], AbstractContextManager[None]],
 ) -> None:  # fmt: skip
     """ExactnessError unless the rollout's ``logprobs`` are those of whole sequences, bit for bit.
 
-    One forward without gradient or dropout for every ``rows`` of them; None: for all. ``comes`` is
-    called before each.
+    One forward without gradient or dropout for every ``rows`` of them; None: for all, each
+    within a ``forward()``.
     """
     new = rollout.logprobs.shape[1]
     if not new:  # aborted before the first
@@ -41,7 +43,7 @@ def verify(
         embeds = prompts.embeds.repeat_interleave(prompts.each, 0)
         with Call().active(answers.device):
             embeds = torch.cat((embeds, model.get_submodule(spec.tokens)(answers)), 1)
-    values, _ = score(model, ids, mask, rows, embeds=embeds, comes=comes, adapter=adapter)
+    values, _ = score(model, ids, mask, rows, embeds=embeds, forward=forward, adapter=adapter)
     again, made = values[:, -new:], rollout.logprobs
     bits = _BITS[made.dtype]
     differ = again.contiguous().view(bits) != made.view(bits)

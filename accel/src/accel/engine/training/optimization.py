@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from accel.engine.config import HybridEngineConfig
+from accel.engine.sharding import part
 from accel.engine.training.masters import MasterWeights, local
 from accel.errors import NonFiniteError
 
@@ -85,6 +86,7 @@ class Optimization:
         with self.masters.exchange(optimizer):
             optimizer.step()
         self.masters.publish()
+        part(self.model)  # what is gathered still, as by a forward without gradient, is older
         if self.lr_scheduler is not None:
             self.lr_scheduler.step(**lr_kwargs)
         self.zero_grad()

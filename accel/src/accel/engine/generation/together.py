@@ -1,0 +1,70 @@
+"""Together: the parameters of a sharded model while a rollout runs, as ``gathering.py`` chose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from accel.engine.config import HybridEngineConfig
+from accel.engine.gathering import ALL, GROUPS, PREFETCH, Gathering, choose, lowered
+from accel.engine.generation.company import Company
+from accel.engine.sharding import computed_like, is_sharded, part, units
+from accel.engine.spec import DecoderSpec
+from accel.layers.hooks import without_sharding
+
+
+@contextmanager
+def gathered(
+    model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig, company: Company
+) -> Iterator[Gathering | None]:
+    """All processes ask for a rollout; in the block parameters come together by what every one of
+    them has room for, and are apart behind it, whatever ends it. None of a model that
+    ``fully_shard`` has not seen. Training's own settings of it stay as they are."""
+    found = units(model, spec)
+    if found is None:
+        company.begin(0)
+        yield None
+        return
+    own = choose(found, config, computed_like(model))
+    chosen = lowered(own, company.begin(own.level), found, config)
+    with ExitStack() as stack:
+        stack.callback(_end, model, company)
+        company.gathers = chosen.policy != ALL
+        begun = filter(is_sharded, model.modules()) if chosen.policy == ALL else found.around
+        with company.inside():
+            for module in begun:
+                module.unshard()  # type: ignore[operator]
+        if chosen.policy == ALL:
+            stack.enter_context(without_sharding(model))
+        else:
+            for hook in _hooks(found.layers, chosen):
+                stack.callback(hook.remove)
+        yield chosen
+
+
+def _hooks(layers: Sequence[Any], chosen: Gathering) -> Iterator[RemovableHandle]:
+    """Before ``fully_shard``'s own, which waits for what is begun here and drops what it came in;
+    of what it begins itself it keeps that until the next is there."""
+    for place, layer in enumerate(layers):
+        if chosen.policy != GROUPS or place % chosen.layers == 0:
+            yield layer.register_forward_pre_hook(partial(_begin, [layer]), prepend=True)
+        ahead = layers[place + 1 : place + chosen.layers]
+        if ahead and (chosen.policy == PREFETCH or place % chosen.layers == 0):
+            yield layer.register_forward_pre_hook(partial(_begin, ahead))
+
+
+def _begin(layers: Sequence[Any], *_: object) -> None:
+    for layer in layers:
+        layer.unshard(async_op=True)
+
+
+def _end(model: Any, company: Company) -> None:
+    if company.torn:  # something may have been begun that nobody waited for
+        with suppress(RuntimeError, AttributeError):  # AttributeError: torch before 2.13
+            model.reset_iter_state()
+    part(model)

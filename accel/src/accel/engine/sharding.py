@@ -1,0 +1,173 @@
+"""Sharding by PyTorch's ``fully_shard``: its units, of what size they are, and how to make them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from accel.engine.spec import StackSpec
+from accel.errors import ConfigError, UnsupportedCapability
+
+
+@dataclass(frozen=True)
+class Units:
+    """What ``fully_shard`` gathers together, each: a module and the bytes of its parameters, whole,
+    in the dtype they are gathered in.
+
+    ``held``     those around the layers, which stay gathered as long as a rollout runs
+    ``passing``  the others, outermost ones, in the order they run; what is sharded inside a layer
+                 counts with it
+    ``nested``   True if there is such
+    ``casts``    dtypes of the model are a MixedPrecisionPolicy's to choose
+    """
+
+    held: tuple[tuple[Any, int], ...]
+    passing: tuple[tuple[Any, int], ...]
+    nested: bool
+    casts: bool
+
+    @property
+    def around(self) -> list[Any]:
+        """The modules of ``held``."""
+        return [module for module, _ in self.held]
+
+    @property
+    def layers(self) -> list[Any]:
+        """Those of ``passing``."""
+        return [module for module, _ in self.passing]
+
+    @property
+    def bytes(self) -> int:
+        """Of all parameters, whole."""
+        return sum(size for _, size in (*self.held, *self.passing))
+
+    def needed(self, together: int) -> int:
+        """Bytes beside the shards while as many are gathered one after the other, the first of them
+        before the others. What is received is copied to where it is read, and some process groups
+        copy what they receive: while a unit is gathered it is there twice."""
+        sizes = [size for _, size in self.passing] or [0]
+        runs = (sizes[i : i + together] for i in range(len(sizes)))
+        most = max(first + 2 * sum(others) for first, *others in runs)
+        return sum(size for _, size in self.held) + max(most, 2 * max(sizes))
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """True if ``fully_shard`` has made a unit of it."""
+    return hasattr(module, "unshard") and hasattr(module, "set_modules_to_forward_prefetch")
+
+
+def part(model: Any) -> None:
+    """Shard what is gathered, which may be older than the shards: ``fully_shard`` leaves what it
+    gathered for a forward without a backward as it is, and optimizers step on shards."""
+    for module in model.modules():
+        if is_sharded(module):
+            module.reshard()
+
+
+def units(model: nn.Module, spec: StackSpec, planned: Sequence[nn.Module] = ()) -> Units | None:
+    """Those of a model, or those that ``planned`` would be; None if it has none."""
+    found = [module for module in model.modules() if is_sharded(module) or module in planned]
+    if not found:
+        return None
+    layers = model.get_submodule(spec.layers)
+    held = [m for m in found if any(inner is layers for inner in m.modules())]
+    passing: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in found:
+        if module not in held and module not in inside:
+            passing.append(module)
+            inside |= set(module.modules())
+    seen: set[Tensor] = set()
+    sized = {module: _bytes(module, seen) for module in passing}  # what is left is held's
+    around = {module: _bytes(module, seen) for module in held}
+    policies = [_policy(module) for module in found]
+    return Units(
+        tuple(around.items()),
+        tuple(sized.items()),
+        len(found) > len(held) + len(passing),
+        any(p is not None and (p.param_dtype or p.output_dtype) for p in policies),
+    )
+
+
+def _bytes(module: nn.Module, seen: set[Tensor]) -> int:
+    own = [p for p in module.parameters() if p not in seen]
+    seen.update(own)
+    dtype = getattr(_policy(module), "param_dtype", None)
+    return sum(p.numel() * (dtype or p.dtype).itemsize for p in own)
+
+
+def _policy(module: Any) -> Any:
+    """Its MixedPrecisionPolicy, for which torch has no public name."""
+    return getattr(module._get_fsdp_state(), "_mp_policy", None) if is_sharded(module) else None
+
+
+def computed_like(model: nn.Module) -> Tensor:
+    """An empty tensor with the dtype and on the device that the model computes in."""
+    parameter = next(model.parameters())
+    sharded = next((m for m in model.modules() if is_sharded(m)), None)
+    policy = None if sharded is None else _policy(sharded)
+    dtype = getattr(policy, "param_dtype", None) or parameter.dtype
+    return torch.empty(0, dtype=dtype, device=parameter.device)
+
+
+def parts(model: nn.Module, spec: StackSpec) -> list[nn.Module]:
+    """What the engine makes units of: every layer, the embedding and the head where they share
+    nothing, and the model around them."""
+    tokens, head = (
+        None if path is None else model.get_submodule(path)
+        for path in (getattr(spec, "tokens", None), getattr(spec, "head", None))
+    )
+    found = list(model.get_submodule(spec.layers).children())
+    if tokens is not None and head is not None:
+        tied = set(tokens.parameters()) & set(head.parameters())
+        found += [] if tied else [tokens, head]
+    return [*found, model]
+
+
+def shard(
+    model: nn.Module, spec: StackSpec, mesh: Any, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """``fully_shard`` in place, by :func:`parts`. The optimizer, which has not stepped, gets the
+    new parameters."""
+    from torch.distributed.fsdp import fully_shard
+
+    names = {p: name for name, p in model.named_parameters()}
+    for part in parts(model, spec):
+        fully_shard(part, mesh=mesh)
+    if optimizer is not None:
+        now = dict(model.named_parameters())
+        for group in optimizer.param_groups:
+            group["params"][:] = [now[names[p]] if p in names else p for p in group["params"]]
+
+
+def mesh_for(asked: Any, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Any:
+    """The DeviceMesh to shard a model over, which ``shard`` is or, if True, all processes make.
+
+    ConfigError or UnsupportedCapability, and nothing is changed, where that cannot be.
+    """
+    if any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in model.parameters()):
+        raise ConfigError(
+            "shard asks the engine to shard the model, whose parameters are sharded already; "
+            "leave shard out"
+        )
+    if optimizer is not None and optimizer.state:
+        raise ConfigError(
+            "shard makes new parameters of the model's, and the optimizer has stepped on the old "
+            "ones; shard before its first step, and load its state through load_checkpoint"
+        )
+    if not (dist.is_available() and dist.is_initialized()):
+        raise UnsupportedCapability(
+            "shard needs a process group, and torch.distributed is not initialized: start the "
+            "script with torchrun and call torch.distributed.init_process_group(), or leave it out"
+        )
+    if asked is not True:
+        return asked
+    from torch.distributed.device_mesh import init_device_mesh
+
+    device = next(model.parameters()).device
+    return init_device_mesh(device.type, (dist.get_world_size(),))
