@@ -74,18 +74,19 @@ def step(model: Llama, ranks: int) -> float:
     return gathered(2 * model.whole + model.passing, ranks)
 
 
-def shared(model: Llama, degree: int) -> float:
-    """Of tensor parallelism in its exact form, for a token of one row: the heads' results, what the
-    projection back makes of them, the MLP's inner activations and its results, in each layer; the
-    logits, in fp32."""
+def shared(model: Llama, degree: int, tokens: int = 1, values: int = 1) -> float:
+    """Of tensor parallelism in its exact form, for tokens of which so many get values: in each layer
+    the heads' results, what the projection back makes of them, the MLP's inner activations and its
+    results; the logits, in fp32."""
     inner = model.heads * model.head + 2 * model.hidden + model.inner
-    return gathered(model.layers * inner * model.width + model.vocab * 4, degree)
+    return gathered(tokens * model.layers * inner * model.width + values * model.vocab * 4, degree)
 
 
 SMALL = Llama(96, 64, 96, 2, 4, 2, 16, 4)
 LARGE = Llama(128256, 8192, 28672, 80, 64, 8, 128, 2)
 POLICIES = ("all", "groups", "prefetch", "layer")
 TOKENS = 6  # of the small one's rollout
+PROMPT = 3
 
 GPUS, NODE = 64, 8
 NETWORK, LINK, MEMORY = 50e9, 450e9, 3.35e12  # bytes a second, each GPU's own
@@ -107,6 +108,9 @@ def _lines() -> Iterator[str]:
         yield _row(f"rollout of {TOKENS} tokens, `{policy}`",
                    *(rollout(SMALL, n, policy, TOKENS) for n in (2, 4)))  # fmt: skip
     yield _row("training step", *(step(SMALL, n) for n in (2, 4)))
+    tokens = PROMPT + TOKENS - 1
+    each = (shared(SMALL, n, n * tokens, n * TOKENS) for n in (2, 4))
+    yield _row(f"rollout of {PROMPT} and {TOKENS} tokens a rank, tensor parallel", *each)
     yield LARGE_HEAD.format(
         gpus=GPUS, nodes=GPUS // NODE, node=NODE, network=NETWORK / 1e9, link=LINK / 1e9,
         memory=MEMORY / 1e12, room=ROOM / 1e9, latency=LATENCY * 1e6, whole=LARGE.whole / 1e9,
@@ -164,7 +168,8 @@ but the last:
 None but the last depends on how many rows there are. In that, the exact form of tensor parallelism,
 each of L layers gathers activations of b bytes a number: the heads' results A, what the projection
 back makes of them H, the MLP's inner ones I and its results H; the head gathers V logits in fp32.
-It follows from the shapes, and is not counted here.
+A prompt's tokens but the last need no logits. What each rank was asked for is exchanged once a
+rollout besides, some KB, and is not counted here.
 
 A Llama of 2 layers of 64 (inner 96, heads 4/2, vocabulary 96, fp32), counted:
 """

@@ -21,7 +21,7 @@ LARGER = {"_allgather_base_": 0, "_reduce_scatter_base_": 1}
 
 
 class Counter(TorchDispatchMode):
-    """Bytes that this rank receives."""
+    """Bytes of tensors that this rank receives; what is pickled for ``allgather_`` is not counted."""
 
     def __init__(self):
         super().__init__()
@@ -32,6 +32,8 @@ class Counter(TorchDispatchMode):
             name, ranks = op.overloadpacket.__name__, dist.get_world_size()
             if name in LARGER:
                 moved = SCALE["gathered"](args[LARGER[name]].nbytes, ranks)
+            elif name == "allgather_":
+                moved = 0
             else:
                 assert name == "allreduce_", f"{name} is not counted"
                 moved = SCALE["reduced"](sum(t.nbytes for t in args[0]), ranks)
@@ -52,6 +54,7 @@ def work(rank, port, folder, world):
     try:
         found = {}
         ids = torch.tensor([[5, 6, 7]]) + rank
+        assert ids.shape[1] == SCALE["PROMPT"]
         for how, settings in GATHERED.items():
             engine = accel.HybridEngine(small(), config={**settings, "shard": True}).train()
             with Counter() as counter:
@@ -61,6 +64,10 @@ def work(rank, port, folder, world):
         with Counter() as counter:
             engine.backward(engine(ids, labels=ids).loss)
         found["step"] = counter.bytes
+        engine = accel.HybridEngine(small(), config={"inference_tp_size": world})
+        with Counter() as counter:
+            engine.generate(ids, max_new_tokens=SCALE["TOKENS"])
+        found["shared"] = counter.bytes
         torch.save(found, folder / str(rank))
     finally:
         dist.destroy_process_group()
@@ -72,5 +79,7 @@ def test_what_ranks_receive_is_what_the_page_says(in_processes, world):
     model = SCALE["SMALL"]
     want = {how: SCALE["rollout"](model, world, how, SCALE["TOKENS"]) for how in GATHERED}
     want["step"] = SCALE["step"](model, world)
+    tokens = SCALE["PROMPT"] + SCALE["TOKENS"] - 1  # of each of `world` rows
+    want["shared"] = SCALE["shared"](model, world, world * tokens, world * SCALE["TOKENS"])
     for rank in range(world):
         assert torch.load(folder / str(rank)) == want
