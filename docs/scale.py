@@ -75,7 +75,7 @@ def step(model: Llama, ranks: int) -> float:
 
 
 def shared(model: Llama, degree: int, tokens: int = 1, values: int = 1) -> float:
-    """Of tensor parallelism in its exact form, for tokens of which so many get values: in each layer
+    """Of tensor parallelism in its exact form, for tokens of which some get values: in each layer
     the heads' results, what the projection back makes of them, the MLP's inner activations and its
     results; the logits, in fp32."""
     inner = model.heads * model.head + 2 * model.hidden + model.inner

@@ -21,7 +21,7 @@ LARGER = {"_allgather_base_": 0, "_reduce_scatter_base_": 1}
 
 
 class Counter(TorchDispatchMode):
-    """Bytes of tensors that this rank receives; what is pickled for ``allgather_`` is not counted."""
+    """Bytes of tensors that this rank receives; not what is pickled, for ``allgather_``."""
 
     def __init__(self):
         super().__init__()
