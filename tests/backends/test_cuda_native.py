@@ -114,8 +114,9 @@ def on_the_host(tmp_path_factory):
         pytest.skip("needs g++ and CUDA's headers")
     library = tmp_path_factory.mktemp("cuda") / "lib.so"
     (source,) = (s.path for s in LIBRARY.sources)
+    # By its own names first: a torch for CUDA has brought the runtime's into the process.
     command = [compiler, "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off",
-               "-pthread", f"-I{headers}", "-include", THREADS, "-x", "c++", source,
+               "-Wl,-Bsymbolic", "-pthread", f"-I{headers}", "-include", THREADS, "-x", "c++", source,
                "-o", library]  # fmt: skip
     subprocess.run(command, check=True)
     return RmsNorm(ctypes.CDLL(str(library)), lambda x: None)

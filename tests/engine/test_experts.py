@@ -37,7 +37,11 @@ def assert_as_near(model, **asked):
     theirs = step(copy.deepcopy(model), **placed)
     ours = step(hybrid(model), skip_logits=False, **asked)
     del exact["loss"]
-    found = {name: excess(ours[name], theirs[name], exact[name]) for name in exact}
+    found = {
+        # The RMS of 16 numbers, as in the norms of heads, is itself a matter of luck.
+        name: excess(ours[name], theirs[name], exact[name], 4.0 if want.numel() < 32 else 2.0)
+        for name, want in exact.items()
+    }
     assert {name: e for name, e in found.items() if not e <= 0} == {}
 
 
