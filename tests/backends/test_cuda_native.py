@@ -116,8 +116,8 @@ def on_the_host(tmp_path_factory):
     (source,) = (s.path for s in LIBRARY.sources)
     # By its own names first: a torch for CUDA has brought the runtime's into the process.
     command = [compiler, "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off",
-               "-Wl,-Bsymbolic", "-pthread", f"-I{headers}", "-include", THREADS, "-x", "c++", source,
-               "-o", library]  # fmt: skip
+               "-Wl,-Bsymbolic", "-pthread", f"-I{headers}", "-include", THREADS, "-x", "c++",
+               source, "-o", library]  # fmt: skip
     subprocess.run(command, check=True)
     return RmsNorm(ctypes.CDLL(str(library)), lambda x: None)
 
