@@ -164,3 +164,19 @@ def test_an_operation_that_fails_says_so(acc):
     w.set_(torch.ones(3, 5))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         acc.replay_graph(graph)
+
+
+def test_a_graph_dropped_while_another_is_recorded_is_no_part_of_it(acc):
+    """As Python's collector may drop one at any time; the second replay found it gone."""
+    others = [captured(acc, lambda: torch.ones(1))]
+    x = torch.ones(3)
+
+    def work():
+        others.clear()
+        return x + 1
+
+    graph, made = captured(acc, work)
+    for value in (2.0, 5.0):
+        x.fill_(value)
+        acc.replay_graph(graph)
+        assert torch.equal(made, torch.full((3,), value + 1))

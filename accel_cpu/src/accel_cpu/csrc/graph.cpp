@@ -66,10 +66,16 @@ bool makes_room(const c10::OperatorName& name) {
   return names.count(name.name) != 0;
 }
 
+// True for graphs' own comings and goings: Python's collector may drop one while another is
+// recorded, and no replay can drop it again.
+bool of_graphs(const c10::OperatorName& name) {
+  return name.name == "accel_cpu_graphs::create" || name.name == "accel_cpu_graphs::drop";
+}
+
 class Graph {
  public:
   void record(const c10::OperatorName& name, Stack arguments, const Stack& results) {
-    if (makes_room(name)) return;
+    if (makes_room(name) || of_graphs(name)) return;
     Operation made{c10::Dispatcher::singleton().findSchemaOrThrow(name.name.c_str(),
                                                                   name.overload_name.c_str()),
                    {}, {}, {}, {}};
