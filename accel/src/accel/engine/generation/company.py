@@ -152,7 +152,8 @@ def _groups(model: nn.Module) -> Iterator[Any]:
             yield from _groups_of(found.device_mesh)
             return
         if hasattr(found, "ds_id"):  # of DeepSpeed's ZeRO-3
-            yield getattr(found, "ds_process_group", None)
+            if dist.is_available() and dist.is_initialized():
+                yield getattr(found, "ds_process_group", None)
             return
 
 
