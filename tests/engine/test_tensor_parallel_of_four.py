@@ -8,6 +8,7 @@ import pytest
 import sharing
 import torch
 import torch.distributed as dist
+from sharing_ways import said
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -39,6 +40,7 @@ def work(rank, port, found):
     try:
         made = {name: sharing.rolled(name, rank, 4) for name in NAMES}
         made["shards"] = of_two_and_two(rank)
+        made["one cannot"] = one_cannot(rank)
         made["seeds"] = seeds(rank)
         torch.save(made, found / str(rank))
     finally:
@@ -54,6 +56,17 @@ def of_two_and_two(rank):
     asked = {**sharing.SAMPLED, "eos_token_id": None, **LONGER[rank // 2]}
     roll = engine.generate(*sharing.prompts(rank), return_logprobs=True, **asked)
     return roll, asked
+
+
+def one_cannot(rank):
+    """Of all that share parameters, one's prompts are refused: the other pair hears of it too, and
+    the next rollout is the same one for all."""
+    model = sharing.made("odd llama fp32")
+    config = {"inference_tp_size": 2, "shard": True}
+    engine, ids = accel.HybridEngine(model, config=config), sharing.prompts(0)[0]
+    error = said(lambda: engine.generate(ids if rank else ids.float(), max_new_tokens=2))
+    roll = engine.generate(*sharing.prompts(rank), return_logprobs=True, **sharing.SAMPLED)
+    return error, roll
 
 
 def seeds(rank):
@@ -84,6 +97,15 @@ def test_pairs_share_products_while_all_share_parameters(found, rank):
     alone = accel.HybridEngine(sharing.made("odd llama bf16"))
     want = alone.generate(*sharing.prompts(rank), return_logprobs=True, **asked)
     sharing.same_rollout(roll, want)
+
+
+def test_all_that_share_parameters_hear_of_a_rank_that_cannot_take_part(found):
+    kinds = [found[rank]["one cannot"][0][0] for rank in range(4)]
+    assert kinds == ["OpArgumentError", "RankError", "RankError", "RankError"]
+    alone = accel.HybridEngine(sharing.made("odd llama fp32"))
+    for rank in range(4):
+        want = alone.generate(*sharing.prompts(rank), return_logprobs=True, **sharing.SAMPLED)
+        sharing.same_rollout(found[rank]["one cannot"][1], want)
 
 
 def test_groups_draw_other_seeds(found):

@@ -151,6 +151,9 @@ class HybridEngineConfig(Fixed):
     def __deepcopy__(self, memo: object) -> HybridEngineConfig:
         return self  # nothing writes to it, and process groups have no copies
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "inference_tp_group": None}  # another process has other groups
+
     def _require_parallel(self) -> None:
         size, asked = self.inference_tp_size, f"inference_tp_size={self.inference_tp_size}"
         if self.inference_tp_sums and self.exact:

@@ -32,18 +32,20 @@ def hybridize(
     PEFT, ``state_dict``, deepcopy and pickle go on as before. May be called again, as after adding
     an adapter. With ``inference_tp_size`` all processes call it, in the same order, as torch makes
     process groups on all at once. :func:`restore` undoes it, but not sharding: with ``shard`` the
-    model's parameters become shards, which ``optimizer`` gets in their place.
+    model's parameters become shards, which ``optimizer`` gets in their place; called again, it
+    leaves them so.
     """
     config = HybridEngineConfig.of(config)
     mesh = None
-    if config.shard is not None:
+    if config.shard is not None and not _has_sharded(model):
         mesh = sharding.mesh_for(config.shard, model, optimizer)
     made = plan(model, config)
     spec = made.require()
+    if mesh is not None:
+        Company(made.model, mesh).begin(0)
     restore(model)
     made.apply()
     if mesh is not None:
-        Company(made.model, mesh).begin(0)
         sharding.shard(made.model, spec, mesh, optimizer)
     if isinstance(spec, DecoderSpec):
         made.model.generate = _generate(made.model, spec, config)  # type: ignore[assignment]
@@ -54,6 +56,12 @@ def _generate(model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -
     if config.inference_tp_size == 1:
         return Generate(model, spec, config)
     return SharedGenerate(model, spec, config)
+
+
+def _has_sharded(model: nn.Module) -> bool:
+    """True if an earlier call of :func:`hybridize` has sharded it, and it is the engine's still."""
+    found = (module.__dict__.get("generate") for module in model.modules())
+    return any(isinstance(each, Generate) and each.config.shard is not None for each in found)
 
 
 def restore(model: nn.Module) -> None:

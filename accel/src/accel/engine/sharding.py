@@ -166,7 +166,12 @@ def mesh_for(asked: Any, model: nn.Module, optimizer: torch.optim.Optimizer | No
             "script with torchrun and call torch.distributed.init_process_group(), or leave it out"
         )
     if asked is not True:
-        return asked
+        if asked.ndim == 1 or (asked.ndim == 2 and asked.mesh_dim_names):
+            return asked
+        raise ConfigError(
+            "shard needs a DeviceMesh of one dimension, or of two with names (replicas, shards); "
+            f"found {asked}; take a part of it, or init_device_mesh(..., mesh_dim_names=...)"
+        )
     from torch.distributed.device_mesh import init_device_mesh
 
     device = next(model.parameters()).device

@@ -30,14 +30,16 @@ class Company:
     ends, so that all hear of a failure in the same exchange.
 
     ``gathers``  forwards gather parameters, so that all must run them together
+    ``joint``    others share a forward's products, and wait for this process in it
     ``torn``     this process has left a forward that others are still in
     """
 
-    def __init__(self, model: nn.Module, mesh: Any = None) -> None:
+    def __init__(self, model: nn.Module, mesh: Any = None, *, joint: bool = False) -> None:
         self._model = model
         self._groups = list(_groups(model) if mesh is None else _groups_of(mesh))
         self._device = next(model.parameters()).device
         self.gathers = bool(self._groups)
+        self.joint = joint
         self.torn = False
 
     def __bool__(self) -> bool:
@@ -65,7 +67,7 @@ class Company:
         """This process runs a forward in the block: all others must know, and run one too."""
         if self.gathers:
             self._exchange(1)
-        with self.inside() if self.gathers else nullcontext():
+        with self.inside() if self.gathers or self.joint else nullcontext():
             yield
 
     @contextmanager
@@ -95,10 +97,15 @@ class Company:
             except RankError:
                 raise
             except BaseException as error:
-                if self._groups and not self.torn and not _is_lost(error):
-                    with suppress(RuntimeError):  # what has happened here is what counts
-                        self._exchange(failed=dist.get_rank() + 1)
+                if not self.torn and not _is_lost(error):
+                    self.tell()
                 raise
+
+    def tell(self) -> None:
+        """The others hear, in their next exchange, that this process has failed."""
+        if self._groups:
+            with suppress(RuntimeError):  # what has happened here is what counts
+                self._exchange(failed=dist.get_rank() + 1)
 
     def _exchange(self, *mine: int, failed: int = 0) -> list[int]:
         """The maxima over all; RankError if another process has failed."""

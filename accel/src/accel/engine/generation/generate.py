@@ -110,7 +110,7 @@ class Generate:
         (all are read to know it), other adapters, copies of weights or implementations serve, hooks
         were added or taken away, or another call came between. Hooks see what is computed only, and
         are trusted to do what they did. Of several waves the last is kept. Refused by name where
-        prompts are embeddings, parameters are sharded, or ``release_inference_cache`` drops it all.
+        prompts are embeddings, parameters are not gathered all at once, or the cache is released.
 
         An error on the way gives the cache back. Where memory is short it is tried once more, after
         what torch keeps was given back, too; then CapacityError. It is not where objects of the
@@ -124,7 +124,7 @@ class Generate:
             # transformers' second positional argument
             generation_config, attention_mask = attention_mask, None
         sharding.part(self.model)
-        company = Company(self.model)
+        company = Company(self.model, joint=self.share is not None)
         with company.telling():
             ids = input_ids if inputs is None else inputs
             require_current(self.model, self.spec)

@@ -23,6 +23,7 @@ from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import installed
 from accel.engine.generation import request as requests
 from accel.engine.generation import sampling
+from accel.engine.generation.company import Company
 from accel.engine.generation.generate import Generate
 from accel.engine.generation.offers import Offer, agreed, joined, own_rows, samples
 from accel.engine.modules.lora import LoraLinear, require_adapter
@@ -30,7 +31,7 @@ from accel.engine.parallel.ranks import Ranks
 from accel.engine.parallel.share import Share
 from accel.engine.roles import require_current
 from accel.engine.spec import DecoderSpec
-from accel.errors import RankError, UnsupportedCapability
+from accel.errors import AccelError, RankError, UnsupportedCapability
 from accel.host import HOST
 from accel.layers.hooks import has_hooks
 
@@ -89,6 +90,7 @@ class SharedGenerate(Generate):
         if attention_mask is not None and not isinstance(attention_mask, Tensor):
             generation_config, attention_mask = attention_mask, None
         ids = input_ids if inputs is None else inputs
+        company = Company(self.model)  # parameters may be shared with other groups
         mine: Offer | None = None
         try:
             mine = self._offer(
@@ -97,8 +99,14 @@ class SharedGenerate(Generate):
         except Exception as error:
             with suppress(RankError):  # what has happened here is what counts
                 self.ranks.exchange(f"{type(error).__name__}: {error}")
+                company.tell()
             raise
-        offers = agreed(self.ranks.exchange(mine))
+        told = self.ranks.exchange(mine)
+        try:
+            offers = agreed(told)
+        except AccelError:
+            company.tell()
+            raise
         stop = getattr(abort, "is_set", abort) or (lambda: False)
         device = next(self.model.parameters()).device
         if any(offer.stops for offer in offers):
