@@ -178,3 +178,11 @@ def test_it_is_attached_once(tmp_path):
     integration.attach(trainer)
     with pytest.raises(UnsupportedCapability, match="attach once"):
         integration.attach(trainer)
+
+
+def test_rollouts_that_ranks_share_are_refused(tmp_path):
+    trainer = made.trainer(tmp_path, made.model())
+    with pytest.raises(UnsupportedCapability, match="inference_tp_size=2 has ranks roll out"):
+        integration.attach(trainer, {"inference_tp_size": 2})
+    assert "generate" not in vars(trainer.model)
+    assert "_get_per_token_logps_and_entropies" not in vars(trainer)
