@@ -51,7 +51,7 @@ def attach(trainer: Any, config: HybridEngineConfig | Mapping[str, Any] | None =
     if config.inference_tp_size > 1:
         raise UnsupportedCapability(
             f"accel.integrations.trl.attach: inference_tp_size={config.inference_tp_size} has "
-            "ranks roll out together, and values are kept for the trainer of its own rollouts alone; "
+            "ranks roll out together, and values are kept for the trainer of its own rollouts; "
             "leave it 1, or hybridize the model before the trainer is made and do not attach"
         )
     models = [m for m in (trainer.model, trainer.ref_model) if m is not None]
