@@ -88,11 +88,9 @@ class _Answers:
         self.accelerator = accelerator
         self._name = accelerator.device_type  # DeepSpeed moves tensors to it
         self._communication_backend_name = accelerator.communication_backend_name()
-        # Whose builders serve what accel has none for: DeepSpeed's own, where it knows the device.
+        # What DeepSpeed had before there was any of ours.
         own = _deepspeed().get_accelerator()
-        own = getattr(own, "_deepspeeds_own", own)
-        knows = torch.device(own.device_name()).type == accelerator.device_type
-        self._deepspeeds_own = own if knows else None
+        self._deepspeeds_own = getattr(own, "_deepspeeds_own", own)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -182,8 +180,9 @@ class _Answers:
             return FOR_DEEPSPEED[class_name]
         if class_name in FAMILIES:
             return self.accelerator.get_op_builder(class_name)
-        own = self._deepspeeds_own
-        if own is not None and not class_name.endswith("CommBuilder"):
+        own = self._deepspeeds_own  # whose builders serve where it knows the device
+        knows = torch.device(own.device_name()).type == self.accelerator.device_type
+        if knows and not class_name.endswith("CommBuilder"):
             found = own.get_op_builder(class_name)
             if found is not None and "NotImplemented" not in found.__name__:
                 return found

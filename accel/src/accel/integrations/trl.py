@@ -59,9 +59,9 @@ def attach(trainer: Any, config: HybridEngineConfig | Mapping[str, Any] | None =
         for model in models:
             _bare(model, undo)
             plan(model, config).require()
+        # Again where it was: since then the trainer may have added an adapter, for the reference.
+        inner: list[Any] = [hybridize(model, config).model for model in models]
         undo.pop_all()
-    # Again where it was: since then the trainer may have added an adapter, for the reference.
-    inner: list[Any] = [hybridize(model, config).model for model in models]
     for model in inner:
         model.forward = _FusedHead(model.forward, trainer.temperature, config.exact)
     inner[0].generate = kept = _Kept(vars(inner[0])["generate"])
