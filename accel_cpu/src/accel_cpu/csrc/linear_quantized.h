@@ -159,7 +159,7 @@ struct FindLying {
   const uint8_t* data;
   int64_t stride;
   LyingNumbers<X, kBits> at(int64_t j, int64_t k) const {
-    int64_t rows = kDotColumns;  // of tiles
+    int64_t rows = kDotColumns;  // of whole tiles; the limit is for rows of no stride
     while (rows * stride < kNumbersAhead && rows < 16) rows += kDotColumns;
     return {data + j * stride + bytes_of<kBits>(k), rows * stride};
   }
