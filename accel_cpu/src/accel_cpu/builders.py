@@ -67,14 +67,14 @@ LIBRARY = NativeLibrary(
 
 _COMPUTED = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
-# Products, and their gradients of the arguments alone.
-_PRODUCT_GRADIENTS: dict[str, Callable[..., Any] | None] = {
-    "linear": gradients.linear,
-    "gated_linear": gradients.gated_linear,
-    "lora_linear": None,
-    "quantized_linear": None,
-    "norm_linear": gradients.norm_linear,
-    "grouped_linear": gradients.grouped_linear,
+# Products, and their gradients: of the arguments alone, or of what else a forward keeps.
+_PRODUCTS: dict[str, Callable[[Any], Kernel]] = {
+    "linear": lambda run: Kernel(run, forward=partial(gradients.linear, run)),
+    "gated_linear": lambda run: Kernel(run, forward=gradients.gated_linear),
+    "lora_linear": Kernel,
+    "quantized_linear": Kernel,
+    "norm_linear": lambda run: Kernel(run, backward=gradients.norm_linear),
+    "grouped_linear": lambda run: Kernel(run, backward=gradients.grouped_linear),
 }
 
 # The ops that go through rows, and their gradients of the arguments alone.
@@ -126,7 +126,7 @@ class LinearBuilder(_Native):
     impls = (
         *(
             Impl(op, "accel_cpu.native", _COMPUTED, priority=100, shape_invariant=True)
-            for op in _PRODUCT_GRADIENTS
+            for op in _PRODUCTS
         ),
         onednn.IMPL,
         ipex.IMPLS["linear"],
@@ -134,7 +134,7 @@ class LinearBuilder(_Native):
 
     def load(self, impl: Impl) -> Callable[..., Any]:
         kernel = super().load(impl)
-        return Kernel(kernel, backward=_PRODUCT_GRADIENTS[impl.op]) if self.native(impl) else kernel
+        return _PRODUCTS[impl.op](kernel) if self.native(impl) else kernel
 
     def peers(self) -> Sequence[Peer]:
         return OF_LINEAR

@@ -139,14 +139,16 @@ def _own_recorder(
 ) -> Callable[..., Any]:
     """``record(*tensors)`` of a kernel with a gradient of its own, which serves where the gradient
     is of plain tensors and not recorded itself."""
-    count = contract.tensor_count
+    count, several = contract.tensor_count, contract.result_count > 1
+    some = bool(contract.unread or contract.keeps_results)
 
     def forward(ctx: Any, *tensors: Any) -> Any:
-        ctx.set_materialize_grads(contract.result_count == 1)
+        if several:
+            ctx.set_materialize_grads(False)
         found, kept, ctx.own = record(*tensors, *options)
-        read = _read(contract, tensors, found if isinstance(found, tuple) else (found,))
+        read = _read(contract, tensors, found if several else (found,)) if some else tensors
         ctx.first_kept = len(read)
-        ctx.save_for_backward(*read, *kept)
+        ctx.to_save = (*read, *kept) if kept else read  # see recorder
         return found
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

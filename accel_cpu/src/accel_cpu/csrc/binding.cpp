@@ -29,8 +29,16 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
       "ScalarType? out_dtype=None) -> Tensor",
       tags);
   m.def(
+      "linear_recorded(Tensor x, Tensor w, Tensor? b, str act, ScalarType? out_dtype) "
+      "-> (Tensor, Tensor)",
+      tags);
+  m.def(
       "gated_linear_native(Tensor x, Tensor w_gate, Tensor w_up, Tensor? b_gate=None, "
       "Tensor? b_up=None, str act=\"silu\", ScalarType? out_dtype=None) -> Tensor",
+      tags);
+  m.def(
+      "gated_linear_recorded(Tensor x, Tensor w_gate, Tensor w_up, Tensor? b_gate, Tensor? b_up, "
+      "str act, ScalarType? out_dtype) -> (Tensor, Tensor, Tensor)",
       tags);
   m.def(
       "lora_linear_native(Tensor x, Tensor w, Tensor lora_a, Tensor lora_b, Tensor? b=None, "
@@ -79,6 +87,10 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
       "-> (Tensor, Tensor)",
       tags);
   m.def(
+      "gate_gradients(Tensor grad, Tensor gate, Tensor up, str act, ScalarType dtype) "
+      "-> (Tensor, Tensor)",
+      tags);
+  m.def(
       "dropout_add_native(Tensor x, Tensor? residual=None, Tensor? b=None, Tensor? seed=None, "
       "Tensor? rows=None, float p=0.0) -> Tensor",
       tags);
@@ -112,7 +124,9 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
 
 TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
   m.impl("linear_native", BOXED(linear_native));
+  m.impl("linear_recorded", BOXED(linear_recorded));
   m.impl("gated_linear_native", BOXED(gated_linear_native));
+  m.impl("gated_linear_recorded", BOXED(gated_linear_recorded));
   m.impl("lora_linear_native", BOXED(lora_linear_native));
   m.impl("quantized_linear_native", BOXED(quantized_linear_native));
   m.impl("tiled_linear_native", BOXED(tiled_linear_native));
@@ -126,6 +140,7 @@ TORCH_LIBRARY_IMPL(accel_cpu_kernels, CPU, m) {
   m.impl("norm_gradients", BOXED(norm_gradients));
   m.impl("bias_act_native", BOXED(bias_act_native));
   m.impl("bias_act_gradients", BOXED(bias_act_gradients));
+  m.impl("gate_gradients", BOXED(gate_gradients));
   m.impl("dropout_add_native", BOXED(dropout_add_native));
   m.impl("dropout_add_gradients", BOXED(dropout_add_gradients));
   m.impl("norm_linear_native", BOXED(norm_linear_native));

@@ -18,18 +18,57 @@ at::Tensor linear_native(at::Tensor x, const at::Tensor& w, const OptionalTensor
   return run(op, args, x, out_dtype.value_or(x.scalar_type()));
 }
 
-at::Tensor gated_linear_native(at::Tensor x, const at::Tensor& w_gate, const at::Tensor& w_up,
-                               const OptionalTensor& b_gate, const OptionalTensor& b_up,
-                               std::string_view act, std::optional<at::ScalarType> out_dtype) {
-  const char* op = "gated_linear_native";
-  Projection gate{"w_gate", w_gate, "b_gate", b_gate}, up{"w_up", w_up, "b_up", b_up};
+// In fp32, of the product's shape: what its gradient is made of.
+at::Tensor kept_of(const LinearArgs& args, const at::Tensor& x) {
+  return uninitialized(result_shape(args, x), x.options().dtype(at::kFloat));
+}
+
+// The same result, and in fp32 what the activation is of.
+std::tuple<at::Tensor, at::Tensor> linear_recorded(at::Tensor x, const at::Tensor& w,
+                                                   const OptionalTensor& b, std::string_view act,
+                                                   std::optional<at::ScalarType> out_dtype) {
+  const char* op = "linear_recorded";
+  Projection main{"w", w, "b", b};
+  LinearArgs args = product_of(op, x, main);
+  args.act = activation_of(op, act);
+  const at::Tensor before = kept_of(args, x);
+  args.before_act = before.mutable_data_ptr<float>();
+  return {run(op, args, x, out_dtype.value_or(x.scalar_type())), before};
+}
+
+// act(x w_gate^T + b_gate) * (x w_up^T + b_up), but for where it goes.
+LinearArgs gated_product_of(const char* op, at::Tensor& x, Projection& gate, Projection& up,
+                            std::string_view act) {
   LinearArgs args = product_of(op, x, gate);
   check_projection(op, up, x, args.n);
   args.act = activation_of(op, act);
   args.gated = true;
   args.w_up = as_it_lies(up.w);
   args.bias_up = vector_of(up.b);
+  return args;
+}
+
+at::Tensor gated_linear_native(at::Tensor x, const at::Tensor& w_gate, const at::Tensor& w_up,
+                               const OptionalTensor& b_gate, const OptionalTensor& b_up,
+                               std::string_view act, std::optional<at::ScalarType> out_dtype) {
+  const char* op = "gated_linear_native";
+  Projection gate{"w_gate", w_gate, "b_gate", b_gate}, up{"w_up", w_up, "b_up", b_up};
+  const LinearArgs args = gated_product_of(op, x, gate, up, act);
   return run(op, args, x, out_dtype.value_or(x.scalar_type()));
+}
+
+// The same result, and in fp32 what its gradient is made of: the gate before its activation, and
+// what it is multiplied by.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_linear_recorded(
+    at::Tensor x, const at::Tensor& w_gate, const at::Tensor& w_up, const OptionalTensor& b_gate,
+    const OptionalTensor& b_up, std::string_view act, std::optional<at::ScalarType> out_dtype) {
+  const char* op = "gated_linear_recorded";
+  Projection gate{"w_gate", w_gate, "b_gate", b_gate}, up{"w_up", w_up, "b_up", b_up};
+  LinearArgs args = gated_product_of(op, x, gate, up, act);
+  const at::Tensor kept_gate = kept_of(args, x), kept_up = kept_of(args, x);
+  args.before_act = kept_gate.mutable_data_ptr<float>();
+  args.up = kept_up.mutable_data_ptr<float>();
+  return {run(op, args, x, out_dtype.value_or(x.scalar_type())), kept_gate, kept_up};
 }
 
 at::Tensor lora_linear_native(at::Tensor x, const at::Tensor& w, const at::Tensor& lora_a,

@@ -163,6 +163,34 @@ std::tuple<at::Tensor, at::Tensor> bias_act_gradients(at::Tensor grad, at::Tenso
   return {dx, db};
 }
 
+// Of act(gate) * up, where gate and up are fp32, contiguous and of grad's shape.
+std::tuple<at::Tensor, at::Tensor> gate_gradients(at::Tensor grad, const at::Tensor& gate,
+                                                  const at::Tensor& up, std::string_view act,
+                                                  at::ScalarType dtype) {
+  const char* op = "gate_gradients";
+  check_x(op, grad);
+  for (const at::Tensor& kept : {gate, up}) {
+    TORCH_CHECK(kept.sizes() == grad.sizes() && kept.scalar_type() == at::kFloat &&
+                    kept.is_contiguous(),
+                op, ": gate and up must be contiguous, Float and of shape ", grad.sizes(),
+                "; found ", kept.scalar_type(), " of shape ", kept.sizes());
+  }
+  const auto made = [&] { return uninitialized(grad.sizes(), grad.options().dtype(dtype)); };
+  const at::Tensor d_gate = made(), d_up = made();
+  if (grad.numel() == 0) return {d_gate, d_up};
+
+  GateBackwardArgs args = args_of<GateBackwardArgs>(op, grad);
+  args.act = activation_of(op, act);
+  args.grad = matrix_of(grad);
+  args.gate = gate.const_data_ptr<float>();
+  args.up = up.const_data_ptr<float>();
+  args.out_dtype = dtype_of(op, "the result", dtype);
+  args.d_gate = d_gate.mutable_data_ptr();
+  args.d_up = d_up.mutable_data_ptr();
+  gate_backward(args, at::get_num_threads());
+  return {d_gate, d_up};
+}
+
 // What dropout with probability p drops.
 Dropout dropout_of(const char* op, const OptionalTensor& seed, double p) {
   TORCH_CHECK(0 <= p && p <= 1, op, ": dropout has p = ", p, "; it must be between 0 and 1");

@@ -47,6 +47,8 @@ struct LinearArgs {
   bool gated = false;             // out = act(x w^T + bias) * (x w_up^T + bias_up)
   Matrix w_up;                    // [n, k], also by columns
   const void* bias_up = nullptr;  // [n]
+  float* before_act = nullptr;    // [m, n], contiguous: x w^T + bias, where the gradient wants it
+  float* up = nullptr;            // [m, n], likewise: x w_up^T + bias_up
   int64_t rank = 0;               // with any: out = x w^T + bias + scale * (u lora_b^T)
   Matrix u;                       // [m, rank], fp32
   Matrix lora_b;                  // [n, rank], also by columns

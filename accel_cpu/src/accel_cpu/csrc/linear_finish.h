@@ -19,9 +19,11 @@ inline void add_scaled_in_place(float* a, const float* b, float scale, int64_t s
 void finish_row(const LinearArgs& args, int64_t m, int64_t n, int64_t columns, float* sums,
                 float* other) {
   if (args.bias) add_in_place(sums, args.dtype, args.bias, n, columns);
+  if (args.before_act) round_to(args.before_act + m * args.n + n, sums, columns);
   activate_in_place(args.act, sums, columns);
   if (args.gated) {
     if (args.bias_up) add_in_place(other, args.dtype, args.bias_up, n, columns);
+    if (args.up) round_to(args.up + m * args.n + n, other, columns);
     multiply_in_place(sums, other, columns);
   }
   if (args.rank) add_scaled_in_place(sums, other, args.scale, columns);

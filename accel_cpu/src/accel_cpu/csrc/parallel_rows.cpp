@@ -80,6 +80,11 @@ void bias_act_backward(const BiasActBackwardArgs& args, int threads) {
             kernels().rows.bias_act_backward[of(args)]);
 }
 
+void gate_backward(const GateBackwardArgs& args, int threads) {
+  const auto rows = kernels().rows.gate_backward[of(args)];
+  for_rows(args.m, args.k, threads, [&](int64_t m0, int64_t m1) { rows(args, m0, m1); });
+}
+
 void dropout_add(const DropoutAddArgs& args, int threads) {
   for_parts(args, nullptr, args.sums, threads, kRowGrain, kernels().rows.dropout_add[of(args)]);
 }

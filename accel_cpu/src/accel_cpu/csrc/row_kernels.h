@@ -62,6 +62,18 @@ struct BiasActBackwardArgs {
   DType dtype = DType::f32;
 };
 
+// From grad of act(gate) * up to those of gate and up.
+struct GateBackwardArgs {
+  Matrix grad;                  // [m, k], of dtype
+  const float* gate = nullptr;  // [m, k], contiguous, as up is
+  const float* up = nullptr;
+  void* d_gate = nullptr;       // [m, k] of out_dtype, contiguous, as d_up is
+  void* d_up = nullptr;
+  int64_t m = 0, k = 0;
+  Activation act = Activation::none;
+  DType dtype = DType::f32, out_dtype = DType::f32;
+};
+
 // Which elements dropout leaves, by bits of a seed, of the number of a row and of a column.
 struct Dropout {
   bool drops = false;
@@ -140,6 +152,7 @@ struct RowKernels {
   void (*bias_act[kDTypes])(const BiasActArgs&, int64_t m0, int64_t m1);
   void (*bias_act_backward[kDTypes])(const BiasActBackwardArgs&, int64_t m0, int64_t m1,
                                      ColumnSums);
+  void (*gate_backward[kDTypes])(const GateBackwardArgs&, int64_t m0, int64_t m1);
   void (*dropout_add[kDTypes])(const DropoutAddArgs&, int64_t m0, int64_t m1, ColumnSums);
   void (*softmax[kDTypes])(const SoftmaxArgs&, int64_t m0, int64_t m1, float* scratch);  // [k]
   void (*softmax_backward[kDTypes])(const SoftmaxBackwardArgs&, int64_t m0, int64_t m1);
@@ -155,6 +168,7 @@ void rms_norm_backward(const NormBackwardArgs& args, int threads);
 void layer_norm_backward(const NormBackwardArgs& args, int threads);
 void bias_act(const BiasActArgs& args, int threads);
 void bias_act_backward(const BiasActBackwardArgs& args, int threads);
+void gate_backward(const GateBackwardArgs& args, int threads);
 void dropout_add(const DropoutAddArgs& args, int threads);
 void softmax(const SoftmaxArgs& args, int threads);
 void softmax_backward(const SoftmaxBackwardArgs& args, int threads);

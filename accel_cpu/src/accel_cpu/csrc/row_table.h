@@ -4,6 +4,7 @@
 
 #include "bias_act_rows.h"
 #include "dropout_rows.h"
+#include "gate_rows.h"
 #include "layer_norm_rows.h"
 #include "logprob_backward_rows.h"
 #include "logprob_rows.h"
@@ -22,6 +23,7 @@ constexpr RowKernels kRowKernels = {
      layer_norm_backward_rows<f16>},
     {bias_act_rows<float>, bias_act_rows<bf16>, bias_act_rows<f16>},
     {bias_act_backward_rows<float>, bias_act_backward_rows<bf16>, bias_act_backward_rows<f16>},
+    {gate_backward_rows<float>, gate_backward_rows<bf16>, gate_backward_rows<f16>},
     {dropout_add_rows<float>, dropout_add_rows<bf16>, dropout_add_rows<f16>},
     {softmax_rows<float>, softmax_rows<bf16>, softmax_rows<f16>},
     {softmax_backward_rows<float>, softmax_backward_rows<bf16>, softmax_backward_rows<f16>},
