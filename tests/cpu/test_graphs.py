@@ -52,6 +52,12 @@ def kernels(x):
     return ops.softmax(ops.rms_norm(y)) + ops.embedding(torch.tensor([1, 2]), w).sum()
 
 
+def written_to(x):
+    y = x * 2
+    y.flatten()[2:5].add_(1)
+    return y
+
+
 WORK = {
     "one": lambda x: x + 1,
     "views": lambda x: x.t().reshape(4, 2)[:, 1],
@@ -65,6 +71,10 @@ WORK = {
     "nested": lambda x: F.layer_norm(F.gelu(x), (4,)),
     "a module": lambda x: LINEAR(x),
     "the same": lambda x: x.to(x.dtype),
+    "views of a view": lambda x: x.view(4, 2).t()[1:].unsqueeze(0).expand(3, -1, -1).flatten(1) + 1,
+    "a view of what was made": lambda x: (x * 2).unflatten(0, (1, 2))[0, 1],
+    "a view beside another": lambda x: (x[:, :1] * 2).expand_as(x * 3) + x,
+    "a view written to": written_to,
 }
 LINEAR = nn.Linear(4, 3)
 
@@ -92,6 +102,14 @@ def test_weights_are_read_as_they_are_then(acc):
         change()
         acc.replay_graph(graph)
         assert torch.equal(made, layer(x))
+
+
+def test_what_lies_otherwise_by_then_is_seen_as_it_lies(acc):
+    w = torch.arange(6.0).view(2, 3)
+    graph, made = captured(acc, lambda: w.t() * 1)
+    w.set_(torch.arange(12.0).view(3, 4).t()[1:3])  # as large, other strides, not from the first on
+    acc.replay_graph(graph)
+    assert torch.equal(made, w.t())
 
 
 def test_what_counts_goes_on_counting(acc):
