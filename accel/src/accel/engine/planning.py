@@ -127,7 +127,7 @@ def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None
         refusals += role.reasons(module, policy.source)
         replacements += _forwards(role, module, spec, config)
     refusals += _parameter_reasons(found)
-    refusals += sharding.reasons(found, spec, model)
+    refusals += sharding.reasons(found, spec, model, config.exact)
     copied = _copied(replacements) if config.rollout_weights else []
     bits = BITS.get(config.rollout_weights or "", 0)
     if bits and isinstance(spec, DecoderSpec):

@@ -129,13 +129,26 @@ def units(
     )
 
 
-def reasons(model: nn.Module, spec: StackSpec, outer: nn.Module) -> Iterator[Refusal]:
-    """Why rollouts could not gather the model's parameters: some are shards, or lie beside sharded
+def reasons(
+    model: nn.Module, spec: StackSpec, outer: nn.Module, exact: bool = False
+) -> Iterator[Refusal]:
+    """Why rollouts could not be exact: a policy rounds what the head gives. And why they could not
+    gather the model's parameters: some are shards, or lie beside sharded
     layers, where a unit that was not resharded may have gathered what is old by now, and no unit of
     ``fully_shard`` up to ``outer`` has them."""
     found = units(model, spec, outer)
     known = [] if found is None else [*found.around, *found.layers]
     within = {inner for module in known for inner in module.modules()}
+    head = model.get_submodule(getattr(spec, "head", None) or spec.layers)
+    rounded = {
+        str(dtype).removeprefix("torch.")
+        for module in known
+        if (dtype := getattr(_policy(module), "output_dtype", None)) and head in module.modules()
+    }
+    if exact and rounded - {"float32", "float64"}:
+        want = "logits and log-probabilities in fp32"
+        have = f"a MixedPrecisionPolicy with output_dtype={', '.join(sorted(rounded))}"
+        yield Refusal("exact", want, have, "leave output_dtype None, or set exact=False")
     lost = [
         f"{path}.{name}".lstrip(".")
         for path, module in model.named_modules()
