@@ -1,6 +1,9 @@
 """A wrapper around the model may be what ``fully_shard`` was called on last, the root, which holds
 the parameters around the layers: PEFT's, as Accelerate prepares it, or one with a value head."""
 
+import copy
+import pickle
+
 import adapters
 import models
 import pytest
@@ -198,3 +201,14 @@ def test_the_model_inside_is_refused_by_itself(found, rank):
         assert "accel.hybridize(wrapper)" in text
     ids, settings = asked(rank)
     sharing.same_rollout(roll, accel.HybridEngine(adapted("llama")).generate(ids, **settings))
+
+
+def test_a_copy_knows_its_own_wrapper_and_a_model_alone_none():
+    model = adapted("llama")
+    accel.hybridize(model)
+    other = copy.deepcopy(model)
+    inner = other.base_model.model
+    assert inner.generate.outer.of(inner) is other
+    for alone in (copy.deepcopy(inner), pickle.loads(pickle.dumps(inner))):
+        assert alone.generate.outer.of(alone) is alone
+        assert isinstance(alone, type(inner))
