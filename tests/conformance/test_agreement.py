@@ -23,7 +23,7 @@ def other_logits(x, ids, w, b, *adjustment):
 )
 def test_what_does_not_agree_with_linear_is_caught(conform, logprob, status):
     settings = {"id": ID, "dtypes": frozenset({torch.float32, torch.bfloat16})}
-    linear = {"linear": conformance_host.row_by_row("linear")}
+    linear = {"linear": conformance_host.linear_one_by_one}
     builders = [
         testing.fake_builder(linear, **settings),
         testing.fake_builder({"logprob": logprob}, family="TilingBuilder", **settings),

@@ -51,7 +51,7 @@ def test_a_report_of_every_area(conform):
     assert all(set(case) == CASE for case in report["cases"])
     assert {case["area"] for case in report["cases"]} == {
         "accelerator", "builders", "ops", "integers", "large", "guards", "gradients", "bad_inputs",
-        "rows", "special", "drawn", "torch", "engine",
+        "rows", "features", "special", "drawn", "torch", "engine",
     }  # fmt: skip
 
     passed = case(report, "ops/linear/host.linear/bfloat16/layout_sliced")

@@ -207,7 +207,7 @@ def not_shared(rank):
     engine, ids = engine_of(), sharing.prompts(0)[0]
     asked = {
         "inputs_embeds": torch.ones(1, 2, 96), "reuse_prefix": True, "max_time": 3.0,
-        "fallback": "transformers", "logits_processor": [print], "streamer": print,
+        "logits_processor": [print], "streamer": print,
     }  # fmt: skip
     return {n: said(lambda n=n, a=a: engine.generate(ids, **{n: a})) for n, a in asked.items()}
 

@@ -262,6 +262,7 @@ BAD = [
     ({"max_out_tokens": "512"}, ConfigError, "max_out_tokens must be"),
     ({"kv_cache_bytes": -1}, ConfigError, "kv_cache_bytes must be"),
     ({"kv_cache_bytes": 1e9}, ConfigError, "kv_cache_bytes must be"),
+    ({"shard": True, "enabled": False}, ConfigError, "enabled=False leaves the model"),
     ({"micro_batch_size": True}, ConfigError, "micro_batch_size must be"),
     ({"tp_gather_partition_size": None}, ConfigError, "tp_gather_partition_size must be"),
     ({"inference_tp_size": 0}, ConfigError, "inference_tp_size must be"),

@@ -7,8 +7,10 @@ import pytest
 import sharing
 import torch
 import torch.distributed as dist
+from joining import joined
 from sharing_ways import counting, said
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 import accel
 
@@ -64,6 +66,9 @@ def refused(rank):
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
         error = said(lambda m=model, to=mesh: accel.hybridize(m, {"shard": to}))
         found.append((error, any("forward" in vars(m) for m in model.modules())))
+    replicas = DistributedDataParallel(sharing.made("llama fp32"))
+    error = said(lambda: accel.HybridEngine(replicas, config={"shard": True}))
+    found.append((error, any("forward" in vars(m) for m in replicas.modules())))
     return found
 
 
@@ -80,13 +85,8 @@ CASES = [again, refused, from_a_file, one_raises]
 
 
 def work(rank, port, found):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
-        timeout=timedelta(seconds=120),
-    )  # fmt: skip
-    torch.save({case.__name__: case(rank) for case in CASES}, found / str(rank))
-    dist.destroy_process_group()
+    with joined(rank, port):
+        torch.save({case.__name__: case(rank) for case in CASES}, found / str(rank))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,8 @@ def test_hybridized_again_a_model_stays_sharded(found, rank):
 @pytest.mark.parametrize("rank", range(2))
 def test_what_cannot_be_sharded_is_left_as_it_was(found, rank):
     kinds = [error[0] for error, _ in found[rank]["refused"]]
-    assert kinds == ["ConfigError", "ConfigError", "UnsupportedModelError"]
+    assert kinds == ["ConfigError", "ConfigError", "UnsupportedModelError", "ConfigError"]
+    assert "give the model that is in it (model.module)" in found[rank]["refused"][3][0][1]
     assert not any(changed for _, changed in found[rank]["refused"])
 
 

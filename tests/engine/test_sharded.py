@@ -9,6 +9,7 @@ import snapshots
 import torch
 import torch.distributed as dist
 from agreement import gamma
+from joining import joined
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -33,14 +34,11 @@ def sharded(name, mesh):
 
 
 def work(rank, port, found):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
+    with joined(rank, port):
         for name in models.MAKERS:
             torch.save(trained_and_generated(rank, name), found / f"{name}.{rank}")
         for how in SHARED_BY:
             torch.save(saved_and_loaded(rank, how, found / how), found / f"{how}.{rank}")
-    finally:
-        dist.destroy_process_group()
 
 
 def trained_and_generated(rank, name):

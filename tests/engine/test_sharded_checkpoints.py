@@ -2,13 +2,13 @@
 
 import os
 import signal
-from datetime import timedelta
 
 import models
 import pytest
 import snapshots
 import torch
 import torch.distributed as dist
+from joining import join
 
 import accel
 from accel.engine.training import checkpoint_files
@@ -71,16 +71,8 @@ def gathered(value):
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def join(rank, port, world):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world,
-        timeout=timedelta(seconds=PATIENCE),
-    )  # fmt: skip
-
-
 def save(rank, port, folder):
-    join(rank, port, 2)
+    join(rank, port, 2, PATIENCE)
     for kind in KINDS:
         engine = engine_of(kind, shard=True)
         torch.manual_seed(rank)
@@ -103,7 +95,7 @@ def saved(in_processes):
 
 def load(rank, port, folder, world, saved):
     if world > 1:
-        join(rank, port, world)
+        join(rank, port, world, PATIENCE)
     for kind in KINDS:
         engine = engine_of(kind, **({"shard": True} if world > 1 else {}))
         torch.manual_seed(100 + rank)
@@ -149,7 +141,7 @@ def die():
 
 
 def killed(rank, port, folder, who, where):
-    join(rank, port, 2)
+    join(rank, port, 2, PATIENCE)
     engine = engine_of("master weights", shard=True)
     update(engine, 1, rank)
     engine.save_checkpoint(folder)

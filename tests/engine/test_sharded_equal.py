@@ -1,12 +1,10 @@
 """A model that two processes share, or four, trains and generates as it does in one."""
 
-from datetime import timedelta
-
 import models
 import pytest
 import torch
-import torch.distributed as dist
 from agreement import gamma
+from joining import joined
 from test_sharded_rollouts import GATHERED, same_rollout
 
 import accel
@@ -62,12 +60,7 @@ def rolled(engine, rows):
 
 
 def work(rank, port, folder, world):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world,
-        timeout=timedelta(seconds=60),
-    )  # fmt: skip
-    try:
+    with joined(rank, port, world):
         for name in NAMES:
             rows = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
             engine = engine_of(name, shard=True)
@@ -81,8 +74,6 @@ def work(rank, port, folder, world):
                 assert torch.equal(scored[:, -after[how].logprobs.shape[1] :], after[how].logprobs)
             whole = {key: value.full_tensor() for key, value in engine.model.state_dict().items()}
             torch.save((before, lost, after, whole), folder / f"{name}.{rank}")
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2, 4])

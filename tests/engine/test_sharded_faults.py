@@ -4,13 +4,12 @@ and in time."""
 import os
 import signal
 import time
-from datetime import timedelta
 
 import adapters
 import models
 import pytest
 import torch
-import torch.distributed as dist
+from joining import join, joined
 from measures import seeded
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -116,20 +115,9 @@ def models_that_differ(rank):
 
 
 def work(rank, port, folder):
-    join(rank, port)
-    try:
+    with joined(rank, port, seconds=PATIENCE):
         found = errors_of_one(rank), models_that_differ(rank)
         torch.save(found, folder / str(rank))
-    finally:
-        dist.destroy_process_group()
-
-
-def join(rank, port):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
-        timeout=timedelta(seconds=PATIENCE),
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +197,7 @@ DEATHS = [dies_between_tokens, dies_in_a_gather, dies_before, never_comes, dies_
 
 
 def live_and_die(rank, port, folder, death, config):
-    torch.set_num_threads(1)
-    patience = SHORT if death is never_comes else PATIENCE
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
-        timeout=timedelta(seconds=patience),
-    )  # fmt: skip
+    join(rank, port, seconds=SHORT if death is never_comes else PATIENCE)
     engine = engine_of(**config)
     engine.generate(seeded((1, 4)), max_new_tokens=2)
     found = outcome(death(rank, engine))

@@ -6,7 +6,7 @@ import time
 import models
 import pytest
 import torch
-import torch.distributed as dist
+from joining import joined
 from test_sharded_rollouts import GATHERED
 
 import accel
@@ -44,9 +44,7 @@ def rise(engine, steps=3):
 
 
 def work(rank, port, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
+    with joined(rank, port):
         acc, config = accel.get_accelerator(), {
             "release_inference_cache": True, "enable_cuda_graph": False,
         }  # fmt: skip
@@ -65,8 +63,6 @@ def work(rank, port, folder):
             gc.collect()
         found["short"] = refused_and_just_enough()
         torch.save(found, folder / str(rank))
-    finally:
-        dist.destroy_process_group()
 
 
 def refused_and_just_enough():

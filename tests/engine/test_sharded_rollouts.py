@@ -1,13 +1,11 @@
 """Two processes that share a model generate until the last of their answers has ended, whoever ends
 first and however parameters are gathered, and each gets what it would get alone."""
 
-from datetime import timedelta
-
 import adapters
 import models
 import pytest
 import torch
-import torch.distributed as dist
+from joining import joined
 from measures import seeded
 from test_exactness import same_bits
 from torch.distributed.device_mesh import init_device_mesh
@@ -85,11 +83,7 @@ def short_of_memory(*given):
 
 
 def work(rank, port, found):
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
-        timeout=timedelta(seconds=60),  # then whoever waits is told
-    )  # fmt: skip
-    try:
+    with joined(rank, port):
         mesh = init_device_mesh("cpu", (2,))
         made = {
             (case, how): rolled(sharded(CASES[case][0], mesh), case, rank, how)
@@ -110,8 +104,6 @@ def work(rank, port, found):
         with pytest.raises(CapacityError, match="once"):  # others would wait for another gathering
             engine.generate(seeded((1, 4)), max_new_tokens=2)
         torch.save(made, found / str(rank))
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

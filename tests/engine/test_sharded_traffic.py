@@ -1,13 +1,13 @@
 """docs/scale.md's formulas are the bytes that gloo is given."""
 
 import runpy
-from datetime import timedelta
 from pathlib import Path
 
 import models
 import pytest
 import torch
 import torch.distributed as dist
+from joining import joined
 from test_sharded_rollouts import GATHERED
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,12 +46,7 @@ def small():
 
 
 def work(rank, port, folder, world):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world,
-        timeout=timedelta(seconds=60),
-    )  # fmt: skip
-    try:
+    with joined(rank, port, world):
         found = {}
         ids = torch.tensor([[5, 6, 7]]) + rank
         assert ids.shape[1] == SCALE["PROMPT"]
@@ -69,8 +64,6 @@ def work(rank, port, folder, world):
             engine.generate(ids, max_new_tokens=SCALE["TOKENS"])
         found["shared"] = counter.bytes
         torch.save(found, folder / str(rank))
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 4])

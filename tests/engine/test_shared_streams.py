@@ -4,6 +4,7 @@ import models
 import pytest
 import torch
 import torch.distributed as dist
+from joining import joined
 from measures import batch
 
 from accel.deepspeed import DeepSpeedHybridEngine
@@ -44,12 +45,9 @@ def mpus(rank):
 
 
 def work(rank, port, found):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
+    with joined(rank, port):
         for name, mpu in mpus(rank).items():
             torch.save(rollouts(rank, name, mpu), found / f"{name}.{rank}")
-    finally:
-        dist.destroy_process_group()
 
 
 def rollouts(rank, name, mpu):

@@ -1,13 +1,11 @@
 """Two ranks that share a model's layers answer their prompts together, and each gets what it would
 get alone, bit for bit."""
 
-from datetime import timedelta
-
 import pytest
 import sharing
 import torch
-import torch.distributed as dist
 from agreement import assert_agree
+from joining import joined
 from measures import seeded
 from sharing_ways import OTHERS, seen_by_hooks
 
@@ -38,18 +36,11 @@ CASES = {
 
 
 def work(rank, port, found):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
-        timeout=timedelta(seconds=180),
-    )  # fmt: skip
-    try:
+    with joined(rank, port, seconds=180):
         made = {case: sharing.rolled(n, rank, 2, config, **asked)
                 for case, (n, config, asked) in CASES.items()}  # fmt: skip
         made |= {make.__name__: make(rank) for make in OTHERS}
         torch.save(made, found / str(rank))
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """Four ranks: more than heads of keys, as tensor and data ranks, and one of them dies."""
 
 import os
-from datetime import timedelta
 
 import models
 import pytest
 import sharing
 import torch
-import torch.distributed as dist
+from joining import join, joined
 from sharing_ways import said
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -27,24 +26,13 @@ NAMES = [
 LONGER = [{"max_new_tokens": 3}, {"max_new_tokens": 9}]
 
 
-def begin(rank, port, seconds=300):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=4,
-        timeout=timedelta(seconds=seconds),
-    )  # fmt: skip
-
-
 def work(rank, port, found):
-    begin(rank, port)
-    try:
+    with joined(rank, port, 4, 300):
         made = {name: sharing.rolled(name, rank, 4) for name in NAMES}
         made["shards"] = of_two_and_two(rank)
         made["one cannot"] = one_cannot(rank)
         made["seeds"] = seeds(rank)
         torch.save(made, found / str(rank))
-    finally:
-        dist.destroy_process_group()
 
 
 def of_two_and_two(rank):
@@ -117,7 +105,7 @@ def test_groups_draw_other_seeds(found):
 
 
 def dying(rank, port, found):
-    begin(rank, port, seconds=60)
+    join(rank, port, 4, 60)
     engine = accel.HybridEngine(sharing.made("odd llama fp32"), config={"inference_tp_size": 4})
     forwards = []
 

@@ -4,6 +4,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import adapters
 import models
 import torch
 import torch.distributed as dist
@@ -13,14 +14,15 @@ from accelerate.state import AcceleratorState
 import accel
 
 NEW, LR = 6, 0.5
-SHARED_BY = ["DDP", "FSDP2"]
+LORA = " with LoRA"
+SHARED_BY = ["DDP", "FSDP2", f"FSDP2{LORA}"]
 WHEN = ["before", "after"]  # it is hybridized before it is prepared, or after
 SAMPLED = {"do_sample": True, "seed": 1, "return_logprobs": True}
 
 
 def accelerator(how):
     plugin = None
-    if how == "FSDP2":
+    if how.startswith("FSDP2"):
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
             transformer_cls_names_to_wrap=["LlamaDecoderLayer"], reshard_after_forward=True,
@@ -29,8 +31,9 @@ def accelerator(how):
     return Accelerator(cpu=True, fsdp_plugin=plugin, kwargs_handlers=[limit])
 
 
-def make():
-    return models.llama(initializer_range=0.15)
+def make(how=""):
+    model = models.llama(initializer_range=0.15)
+    return adapters.with_peft(model, lora_dropout=0.0) if how.endswith(LORA) else model
 
 
 def prompts(rank):
@@ -44,10 +47,11 @@ def asked(rank):
 
 def prepared(how, when, rank):
     """A forward, a step of training, a rollout; and the parameters behind the step."""
-    outer, model = accelerator(how), make()
+    outer, model = accelerator(how), make(how)
     if when == "before":
         accel.hybridize(model)
-    model, optimizer = outer.prepare(model, torch.optim.SGD(model.parameters(), lr=LR))
+    learning = [p for p in model.parameters() if p.requires_grad]
+    model, optimizer = outer.prepare(model, torch.optim.SGD(learning, lr=LR))
     if when == "after":
         accel.hybridize(model)
     ids = prompts(rank)

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from joining import joined
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -21,12 +22,8 @@ KINDS = {"plain": nn.Linear, "zero3": LinearModuleForZeroStage3,
 
 
 def work(rank, port, found):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        with accel.ops.use("*=torch", exact=False):
-            torch.save(all_of_it(), found / str(rank))
-    finally:
-        dist.destroy_process_group()
+    with joined(rank, port), accel.ops.use("*=torch", exact=False):
+        torch.save(all_of_it(), found / str(rank))
 
 
 def all_of_it():

@@ -3,7 +3,7 @@ ranks' lengths."""
 
 import pytest
 import torch
-import torch.distributed as dist
+from joining import joined
 from mlp_twin import Plain, assert_equal, made, tiled
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -48,16 +48,12 @@ def loss(module, length):
 
 def work(rank, port, found):
     cross_entropy.BLOCK_BYTES = 4 * 11 * 4  # four tokens a block
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        with testing.installed(testing.fake_backend()), ops.use(exact=False):
-            for way in WAYS:
-                for name, lengths in LENGTHS.items():
-                    kept = trained(way, lengths[rank])
-                    if rank == 0:
-                        torch.save(kept, found / f"{way}.{name}")
-    finally:
-        dist.destroy_process_group()
+    with joined(rank, port), testing.installed(testing.fake_backend()), ops.use(exact=False):
+        for way in WAYS:
+            for name, lengths in LENGTHS.items():
+                kept = trained(way, lengths[rank])
+                if rank == 0:
+                    torch.save(kept, found / f"{way}.{name}")
 
 
 def trained(way, length):

@@ -37,7 +37,8 @@ class Impl:
     ``id``              ``"package.kind"``; the torch op is named ``package::op_kind``
     ``dtypes``          dtypes of the arguments it computes in
     ``priority``        among those that accept, the highest serves
-    ``shape_invariant`` row i of the result depends bitwise on row i of the input alone
+    ``shape_invariant`` row i of the result depends bitwise on row i of the input alone, and of a
+                        product an output feature on its own row of the weight alone
     ``differentiable``  the gradient made from the contract is right for it; if the kernel brings
                         one of its own (:class:`Kernel`), that too
     ``reads_shapes``    :meth:`OpBuilder.reasons` looks at shapes and strides; requests carry them

@@ -132,6 +132,11 @@ _RULES = (
         "threads, random numbers and defaults of torch are after a call what they were before",
     ),
     Rule(
+        "2.24",
+        "features",
+        "an output feature's bits do not depend on which others are computed beside it",
+    ),
+    Rule(
         "3.1",
         "family",
         "the builders of all families can be had by name, and an unknown name raises",

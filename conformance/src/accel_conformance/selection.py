@@ -15,7 +15,7 @@ from accel_conformance.case import Case
 PROFILES = {
     "inference": (
         "accelerator", "builders", "ops", "integers", "large", "guards", "bad_inputs", "rows",
-        "agreement", "special", "drawn",
+        "features", "agreement", "special", "drawn",
     ),
     "training": ("gradients", "torch"),
     "engine": ("engine",),

@@ -15,6 +15,7 @@ from accel.deepspeed.latency import Latency
 from accel.deepspeed.settings import Settings, group_of, read
 from accel.deepspeed.transposed import laid_out_by_columns
 from accel.engine import HybridEngine, Rollout, hybridize, plan
+from accel.engine.generation.request import Drawn
 from accel.engine.memory import give_back, is_short
 from accel.engine.modules.layer import DecoderLayer
 from accel.engine.modules.lora import FusedWeights
@@ -177,9 +178,7 @@ class DeepSpeedHybridEngine(HybridEngine):
 
     # -- rollouts --------------------------------------------------------------------------
 
-    def generate(
-        self, *inputs: Any, fallback: str | None = None, **kwargs: Any
-    ) -> Tensor | Rollout:
+    def generate(self, *inputs: Any, **kwargs: Any) -> Tensor | Rollout:
         """As :meth:`accel.HybridEngine.generate`. Without a ``seed`` the ranks that share a stream
         of prompts (``inference_mp_group``) get one that the first of them has made, and streams
         different ones.
@@ -194,15 +193,9 @@ class DeepSpeedHybridEngine(HybridEngine):
         What ``fallback`` hands to transformers draws by torch's own generator, on every rank for
         itself.
         """
-        given = dict(kwargs)
-        if given.get("seed") is None and self.config.inference_tp_size == 1:
-            given["seed"] = self._seed_of_the_stream()
-        try:
-            found: Any = super().generate(*inputs, **given)
-        except UnsupportedCapability:
-            if fallback is None:
-                raise
-            found = super().generate(*inputs, fallback=fallback, **kwargs)  # draws by itself
+        if kwargs.get("seed") is None and self.config.inference_tp_size == 1:
+            kwargs["seed"] = Drawn(self._seed_of_the_stream())
+        found: Any = super().generate(*inputs, **kwargs)
         self._latency.samples += len(getattr(found, "sequences", found))
         return found  # type: ignore[no-any-return]
 

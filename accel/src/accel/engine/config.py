@@ -112,6 +112,11 @@ class HybridEngineConfig(Fixed):
             raise ConfigError(
                 f"shard must be a DeviceMesh, True for all processes, or None; found {self.shard!r}"
             )
+        if self.shard is not None and not self.enabled:
+            raise ConfigError(
+                "shard asks the engine to shard the model, and enabled=False leaves the model to "
+                "itself; call torch's fully_shard on it, or set enabled=True, or leave shard out"
+            )
         for name in (
             "inference_tp_size", "tp_gather_partition_size", "gradient_accumulation_steps",
         ):  # fmt: skip

@@ -11,11 +11,13 @@ import os
 from dataclasses import dataclass
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from accel import selection
+from accel.engine import sharding
 from accel.engine.config import HybridEngineConfig
 from accel.engine.sharding import Units
+from accel.engine.spec import DecoderSpec, StackSpec
 from accel.errors import BackendError, CapacityError
 from accel.host import in_host_memory
 
@@ -55,6 +57,17 @@ class Gathering:
     @property
     def level(self) -> int:
         return LEVELS.index(self.policy)
+
+
+def planned(
+    model: nn.Module, outer: nn.Module, spec: StackSpec, config: HybridEngineConfig
+) -> Gathering | None:
+    """What is chosen, as things are now, for a decoder that is sharded, or is going to be."""
+    if not isinstance(spec, DecoderSpec):
+        return None
+    made = [] if config.shard is None else sharding.parts(model, spec)
+    found = sharding.units(model, spec, outer, made)
+    return None if found is None else choose(found, config, sharding.computed_like(model, outer))
 
 
 def choose(units: Units, config: HybridEngineConfig, like: Tensor) -> Gathering:

@@ -48,14 +48,10 @@ def hybridize(
     if mesh is not None:
         sharding.shard(made.model, spec, mesh, optimizer)
     if isinstance(spec, DecoderSpec):
-        made.model.generate = _generate(made.model, spec, config)  # type: ignore[assignment]
+        kind = Generate if config.inference_tp_size == 1 else SharedGenerate
+        outer = sharding.Outer(None if made.model is model else model)
+        made.model.generate = kind(made.model, spec, config, outer)  # type: ignore[assignment]
     return made
-
-
-def _generate(model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> Generate:
-    if config.inference_tp_size == 1:
-        return Generate(model, spec, config)
-    return SharedGenerate(model, spec, config)
 
 
 def _has_sharded(model: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from accel.engine import policy as policies
 from accel.engine import sharding
 from accel.engine.config import BITS, HybridEngineConfig
 from accel.engine.forward import Forward
-from accel.engine.gathering import Gathering, choose
+from accel.engine.gathering import Gathering, planned
 from accel.engine.modules import quantized
 from accel.engine.modules.encoder import Encoder
 from accel.engine.modules.experts import Experts, RoutedMlp, Router
@@ -127,6 +127,7 @@ def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None
         refusals += role.reasons(module, policy.source)
         replacements += _forwards(role, module, spec, config)
     refusals += _parameter_reasons(found)
+    refusals += sharding.reasons(found, spec, model, config.exact)
     copied = _copied(replacements) if config.rollout_weights else []
     bits = BITS.get(config.rollout_weights or "", 0)
     if bits and isinstance(spec, DecoderSpec):
@@ -144,24 +145,15 @@ def plan(model: nn.Module, config: HybridEngineConfig | Mapping[str, Any] | None
         lora = any(isinstance(r.forward, LoraLinear) for r in replacements)
         served_by, refused = served(found, spec, config, lora=lora)
         refusals += refused
-    notes = list(_notes(found, spec, config))
+    notes = list(_notes(found, model, spec, config))
     if not config.exact and not refusals:
         notes.append(what_differs(found, spec, config, served_by, lora=lora))
     if bits and not refusals:
         notes.append(quantized.note(copied, str(config.rollout_weights), bits))
     return Plan(
         found, policy, spec, tuple(replacements), served_by, tuple(refusals), tuple(notes),
-        None if refusals else _gathering(found, spec, config),
+        None if refusals else planned(found, model, spec, config),
     )  # fmt: skip
-
-
-def _gathering(model: nn.Module, spec: StackSpec, config: HybridEngineConfig) -> Gathering | None:
-    """Of a decoder that is sharded, or is going to be, as things are now."""
-    if not isinstance(spec, DecoderSpec):
-        return None
-    planned = [] if config.shard is None else sharding.parts(model, spec)
-    found = sharding.units(model, spec, planned)
-    return None if found is None else choose(found, config, sharding.computed_like(model))
 
 
 def _language_model(model: nn.Module) -> tuple[nn.Module, ModelPolicy | None]:
@@ -263,7 +255,9 @@ def _parallel_reasons(
         yield Refusal("inference_tp_size", want, have, "leave it 1")
 
 
-def _notes(model: nn.Module, spec: StackSpec, config: HybridEngineConfig) -> Iterator[str]:
+def _notes(
+    model: nn.Module, outer: nn.Module, spec: StackSpec, config: HybridEngineConfig
+) -> Iterator[str]:
     if isinstance(spec, EncoderSpec):
         yield (
             f"an encoder has no generate; what lies outside {spec.encoder} stays transformers' "
@@ -290,7 +284,7 @@ def _notes(model: nn.Module, spec: StackSpec, config: HybridEngineConfig) -> Ite
     if config.inference_tp_size > 1 and isinstance(spec, DecoderSpec):
         yield share.note(spec, config.inference_tp_size, config.inference_tp_sums)
     idle = config.without_effect()
-    if idle and config.shard is None and sharding.units(model, spec) is None:
+    if idle and config.shard is None and sharding.units(model, spec, outer) is None:
         yield (
             f"{' and '.join(idle)}: without effect, the parameters are whole and nothing is pinned "
             "or gathered"

@@ -156,7 +156,7 @@ class _Kept(Generate):
     """The model's ``generate``, which keeps its last rollout until somebody takes it."""
 
     def __init__(self, generate: Generate) -> None:
-        super().__init__(generate.model, generate.spec, generate.config)
+        super().__init__(generate.model, generate.spec, generate.config, generate.outer)
         self.cache = generate.cache
         self.rollout: Rollout | None = None
 

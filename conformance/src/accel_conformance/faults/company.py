@@ -15,6 +15,7 @@ from accel_conformance.faults.values import finish, wide
 fault = faults_of("engine")
 
 TALL = 8
+NARROW = 48
 
 
 @fault("rows", "rows/*", shape_invariant=True)
@@ -31,7 +32,7 @@ def sum_split_by_height(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("rows", "rows/*", shape_invariant=True)
+@fault("rows", "rows/*", also="features", shape_invariant=True)
 def sum_split_by_threads(kernel: Kernel) -> Kernel:
     """Each thread sums its part of K."""
 
@@ -42,6 +43,20 @@ def sum_split_by_threads(kernel: Kernel) -> Kernel:
         for part in others:
             z = z + kernel(*part, None, None, wide(x))
         return finish(z, x, act, out)
+
+    return faulty
+
+
+@fault("features", "features/*", shape_invariant=True)
+def sum_split_by_width(kernel: Kernel) -> Kernel:
+    """Fewer than 48 output features are summed in two halves."""
+
+    def faulty(x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out: Any) -> Tensor:
+        half = x.shape[-1] // 2
+        if len(w) >= NARROW or not half:
+            return kernel(x, w, b, act, out)
+        z = kernel(x[..., :half], w[:, :half], None, None, wide(x))
+        return finish(z + kernel(x[..., half:], w[:, half:], b, None, wide(x)), x, act, out)
 
     return faulty
 

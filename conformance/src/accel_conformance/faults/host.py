@@ -17,6 +17,7 @@ from torch import Tensor
 from accel import testing
 from accel.accelerator import DeviceProperties
 from accel.contracts import CONTRACTS
+from accel.contracts.activation import activate
 from accel.native import NativeLibrary, Source
 from accel.op_builder import Impl, Kernel, Request
 from accel.refusal import Refusal
@@ -80,6 +81,21 @@ def row_by_row(op: str) -> Callable[..., Tensor]:
     return kernel
 
 
+def linear_one_by_one(
+    x: Tensor, w: Tensor, b: Tensor | None, act: str | None, out_dtype: torch.dtype | None
+) -> Tensor:
+    """linear, every row by itself, and every output feature a sum of its own: of products of
+    matrices torch's order of summing depends on how many there are."""
+    _one_device(x, w, b)
+    if not x.numel():
+        return CONTRACTS["linear"].reference(x, w, b, act, out_dtype)  # type: ignore[no-any-return]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weight = w.to(wide).contiguous()
+    sums = [(weight * row).sum(-1) for row in x.reshape(-1, x.shape[-1]).to(wide)]
+    z = torch.stack(sums).reshape(*x.shape[:-1], len(w))
+    return activate(z if b is None else z + b.to(wide), act).to(out_dtype or x.dtype)
+
+
 def plain_attention(impl: Impl, request: Request) -> list[Refusal]:
     """query_by_query serves what the native kernels do."""
     asked = {"mask": False, "slopes": False, "window": None, "softcap": None, "dropout": 0.0}
@@ -111,9 +127,15 @@ def query_by_query(
     return found
 
 
-def logprob_by_row(x: Tensor, ids: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """logprob's reference, one row at a time in memory of its own."""
-    _one_device(x, ids, *rest)
+def logprob_by_row(
+    x: Tensor, ids: Tensor, w: Tensor | None, b: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    """logprob's reference of linear's logits, one row at a time in memory of its own."""
+    _one_device(x, ids, w, b)
+    if w is not None and x.numel():
+        x = linear_one_by_one(x, w, b, None, torch.promote_types(x.dtype, torch.float32))
+        w, b = None, None
+    rest = w, b, *rest
     reference, rows = CONTRACTS["logprob"].reference, x.reshape(ids.numel(), 1, x.shape[-1])
     if not len(rows):
         return reference(x, ids, *rest)  # type: ignore[no-any-return]
@@ -149,7 +171,7 @@ def plugin(
 ) -> Any:
     """The backend ``host`` as a plugin object; ``backend`` overrides its fields."""
     builders = [
-        _builder("LinearBuilder", LINEAR, linear=row_by_row("linear")),
+        _builder("LinearBuilder", LINEAR, linear=linear_one_by_one),
         compiled(_builder("TransformerBuilder", NORM, rms_norm=row_by_row("rms_norm"))),
         _builder(
             "TransformerBuilder", ATTENTION, reasons=plain_attention, attention=query_by_query

@@ -10,6 +10,7 @@ guards.py        values replaced, NaN beside, torch left as it was: guards/op/..
 large.py         results of a million elements, long sums: large/op/...
 rows.py          shape invariance where it is claimed: rows/...
 padded.py        rows among others that hold NaN, sequences in padding: rows/...
+features.py      some of a product's output features, where rows are invariant: features/...
 agreement.py     hidden rows and their logits have the same log-probabilities: agreement/...
 special.py       NaN and infinity: special/...
 watched.py       every op in what watches torch: opcheck, compilation, transforms: torch/...
@@ -31,6 +32,7 @@ from accel_conformance.suite import (
     builds,
     drawn,
     engine,
+    features,
     gradients,
     guards,
     integers,
@@ -44,7 +46,7 @@ from accel_conformance.suite import (
 
 AREAS = (
     accelerator, builders, builds, numerics, integers, large, guards, gradients, bad_inputs, rows,
-    padded, agreement, special, drawn, watched, engine,
+    padded, features, agreement, special, drawn, watched, engine,
 )  # fmt: skip
 
 

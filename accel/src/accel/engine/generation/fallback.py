@@ -10,6 +10,8 @@ from torch import nn
 
 from accel import registry as _registry
 from accel.engine.forward import installed
+from accel.engine.generation.company import Company
+from accel.engine.generation.request import Asked
 from accel.errors import FallbackWarning, OpArgumentError, UnsupportedCapability
 
 TRANSFORMERS = "transformers"
@@ -21,24 +23,59 @@ def require_known(fallback: str | None) -> None:
         raise OpArgumentError(f"fallback must be {TRANSFORMERS!r} or None; found {fallback!r}")
 
 
-def by_transformers(
-    model: nn.Module, refused: UnsupportedCapability, given: dict[str, Any], ours: dict[str, Any]
-) -> Any:
-    """The model's own ``generate``, called with what was ``given``.
+def require_transferable(asked: Asked, refused: UnsupportedCapability) -> None:
+    """What was ``refused``, unless a ``fallback`` is asked for; UnsupportedCapability, by name, if
+    what only the engine has is asked for beside it."""
+    if asked.fallback is None:
+        raise refused
+    if ours := asked.ours():
+        raise UnsupportedCapability(f"{refused}, which does not take {', '.join(ours)}")
 
-    UnsupportedCapability, by name, if it was also asked for what only the engine has: ``ours``.
+
+def by_transformers(
+    model: nn.Module, asked: Asked, refused: UnsupportedCapability, company: Company
+) -> Any:
+    """The model's own ``generate``, called with what was asked.
+
+    Where ``company`` gathers parameters forward by forward, every one of its forwards is announced
+    to the others, who run along. A process without prompts gets its ids back.
     """
-    asked = [name for name, value in ours.items() if value is not None and value is not False]
-    if asked:
-        raise UnsupportedCapability(f"{refused}, which does not take {', '.join(asked)}")
+    require_transferable(asked, refused)
+    fed = asked.ids if asked.embeds is None else asked.embeds
+    if company and not len(fed if fed is not None else ()):
+        return fed
     _registry.registry().warn_once(
         ("engine", "generate", str(refused)),
         f"{refused}, as here: its tokens have not the values that training gives them",
         FallbackWarning,
     )
     own: Any = type(model)
-    with _own_forwards(model):
-        return own.generate(model, **{n: value for n, value in given.items() if value is not None})
+    given = {name: value for name, value in asked.given().items() if value is not None}
+    if company:  # which knows who goes on; transformers would ask by messages of its own
+        given.setdefault("synced_gpus", False)
+    with _own_forwards(model), _announced(model, company):
+        return own.generate(model, **given)
+
+
+@contextmanager
+def _announced(model: nn.Module, company: Company) -> Iterator[None]:
+    """Every forward within a ``company.forward()``, which one that raises does not leave."""
+    running = []
+
+    def begin(*_: object) -> None:
+        running.append(company.forward())
+        running[-1].__enter__()
+
+    def end(*_: object) -> None:
+        running.pop().__exit__(None, None, None)
+
+    hooks = [model.register_forward_pre_hook(begin, prepend=True),
+             model.register_forward_hook(end)]  # fmt: skip
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -22,26 +22,31 @@ from accel.engine.generation import request as requests
 from accel.engine.generation import sampling
 from accel.engine.generation.company import Company
 from accel.engine.generation.decoding import Wave
-from accel.engine.generation.fallback import by_transformers, require_known
+from accel.engine.generation.fallback import (
+    by_transformers,
+    require_known,
+    require_transferable,
+)
 from accel.engine.generation.prefixes import Made, Prefixes, require_kept
 from accel.engine.generation.replay import graphs_for
-from accel.engine.generation.request import Request
+from accel.engine.generation.request import Asked, Request
 from accel.engine.generation.rollout import Answers, Rollout
 from accel.engine.generation.together import gathered
 from accel.engine.generation.verification import verify
-from accel.engine.memory import give_back, is_short
+from accel.engine.memory import again_if_short
 from accel.engine.modules.lora import FusedWeights, require_adapter
 from accel.engine.modules.parts import head_of
 from accel.engine.modules.quantized import QuantizedWeights
 from accel.engine.parallel.share import Share
 from accel.engine.roles import require_current
 from accel.engine.spec import DecoderSpec
-from accel.errors import CapacityError, UnsupportedCapability
+from accel.errors import UnsupportedCapability
 
 
 class Generate:
     """The ``generate`` of a hybridized model. Changes nothing of the model, whatever happens.
 
+    ``outer``       the wrapper around the model, where one was hybridized
     ``made``        how many tokens the last call made, without what stands behind an answer's end
     ``reused``      how many tokens of its prompts it did not compute again
     ``seeds_made``  how many seeds it has made itself, on which the next one depends
@@ -50,8 +55,12 @@ class Generate:
     ``gathering``   of a sharded model, how the last call gathered its parameters
     """
 
-    def __init__(self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> None:
+    def __init__(
+        self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig,
+        outer: sharding.Outer,
+    ) -> None:  # fmt: skip
         self.model = model
+        self.outer = outer
         self.spec = spec
         self.config = config
         self.cache = KVCache(config.kv_cache_bytes)
@@ -123,48 +132,49 @@ class Generate:
         if attention_mask is not None and not isinstance(attention_mask, Tensor):
             # transformers' second positional argument
             generation_config, attention_mask = attention_mask, None
-        sharding.part(self.model)
+        asked = Asked(
+            input_ids if inputs is None else inputs, attention_mask, inputs_embeds,
+            generation_config, settings, seed, sample_ids, return_logprobs, reuse_prefix, adapter,
+            abort, fallback,
+        )  # fmt: skip
+        with self.cache.used():  # refused before anything is done or said: another call goes on
+            sharding.part(self.outer.of(self.model))
+            return self._answer(asked)
+
+    def _answer(self, asked: Asked) -> Any:
         company = Company(self.model, joint=self.share is not None)
         with company.telling():
-            ids = input_ids if inputs is None else inputs
+            adapter, seed, reuse = asked.adapter, asked.seed, asked.reuse_prefix
             require_current(self.model, self.spec)
             require_adapter(self.model, adapter)
-            require_known(fallback)
-            if reuse_prefix:
-                require_kept(self.config, inputs_embeds)
+            require_known(asked.fallback)
+            if reuse:
+                require_kept(self.config, asked.embeds)
             self.made = self.reused = 0
-            given = {
-                "input_ids": ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds,
-                "generation_config": generation_config, **settings,
-            }  # fmt: skip
-            try:
-                none = bool(company)  # a process may have no prompts where others have
-                request = requests.read(self.model, abort=abort, may_be_none=none, **given)
+            try:  # a process may have no prompts where others have
+                request = asked.read(self.model, may_be_none=bool(company))
             except UnsupportedCapability as refused:
-                if fallback is None:
-                    raise
-                ours = {
-                    "seed": seed, "sample_ids": sample_ids, "return_logprobs": return_logprobs,
-                    "adapter": None if adapter == ACTIVE else str(adapter), "abort": abort,
-                    "reuse_prefix": reuse_prefix,
-                }  # fmt: skip
-                return by_transformers(self.model, refused, given, ours)
+                require_transferable(asked, refused)
+                return self._hand_over(asked, refused, company)
             lengths, new_tokens = request.prompts.lengths(), request.max_new_tokens
             longest = max(lengths, default=0)
             requests.require_room(self.spec, longest, new_tokens, self.config.max_out_tokens)
             samples = None
             if request.sampled:
-                samples = sampling.samples_of(request.prompts.contents(), sample_ids)
-            together = gathered(self.model, self.spec, self.config, company)
-            with self.cache.used(), together as self.gathering:
+                samples = sampling.samples_of(request.prompts.contents(), asked.sample_ids)
+            with self._gathered(company):
                 seed = self.new_seed() if seed is None else seed
                 uniform = None
                 if samples is not None:
                     uniform = sampling.uniforms(seed, samples, lengths, new_tokens)
+                given = request, company, adapter, lengths, uniform, seed, reuse
+                # Not where objects of the caller's have looked on, or others wait in a forward.
+                alone = not request.whole and self.share is None
                 try:
-                    rollout = self._roll_again_if_short(
-                        request, company, adapter, lengths, uniform, seed, reuse_prefix
-                    )
+                    rollout = again_if_short(
+                        lambda: self._roll(*given), self.cache, self._device,
+                        lambda: alone and not company.torn,
+                    )  # fmt: skip
                 finally:
                     if self.config.release_inference_cache:
                         self.cache.release()
@@ -174,38 +184,31 @@ class Generate:
                         self.model, self.spec, request.prompts, rollout, adapter, rows,
                         company.forward,
                     )  # fmt: skip
-                company.keep(lambda: self._idle(request))
-        return rollout if request.as_object or return_logprobs else rollout.sequences
+                company.keep(self._idle)
+        wanted = request.as_object or asked.return_logprobs
+        return rollout if wanted else rollout.sequences
 
-    def _roll_again_if_short(self, request: Request, company: Company, *given: Any) -> Rollout:
-        """Once more where memory was short, by what can be given back; not where objects of the
-        caller's have looked on, or other processes wait in the middle of the forward that failed.
-        """
-        device = next(self.model.parameters()).device
-        try:
-            return self._roll(request, company, *given)
-        except (RuntimeError, MemoryError) as error:
-            if not is_short(error):
-                raise
-            if request.whole or company.torn or self.share is not None:
-                self.cache.release()
-                raise _short(error, "once") from error
-        # Out here nothing holds what the first time took.
-        give_back(self.cache, device)
-        try:
-            return self._roll(request, company, *given)
-        except (RuntimeError, MemoryError) as error:
-            if not is_short(error):
-                raise
-            self.cache.release()
-            raise _short(error, "twice, though what was kept was given back") from error
+    def _hand_over(self, asked: Asked, refused: UnsupportedCapability, company: Company) -> Any:
+        """By transformers' ``generate``; others that hold parts of the parameters go their way."""
+        with self._gathered(company):
+            found = by_transformers(self.model, asked, refused, company)
+            company.keep(self._idle)
+        return found
+
+    @contextmanager
+    def _gathered(self, company: Company) -> Iterator[None]:
+        outer = self.outer.of(self.model)
+        together = gathered(self.model, outer, self.spec, self.config, company)
+        with together as self.gathering:
+            yield
 
     def _roll(
         self, request: Request, company: Company, adapter: str | None, lengths: list[int],
         uniform: Tensor | None, seed: int, reuse: bool,
     ) -> Rollout:  # fmt: skip
         """All answers, in as few waves as the cache's limit permits."""
-        like, count, share = sharding.computed_like(self.model), len(lengths), self.share
+        like = sharding.computed_like(self.model, self.outer.of(self.model))
+        count, share = len(lengths), self.share
         tokens = max(lengths, default=0) + request.max_new_tokens
         # Waves are the same on all ranks: those of the one with most to keep.
         kept, widest = (share.own, share.widest) if share else (self.spec, self.spec)
@@ -241,10 +244,10 @@ class Generate:
         return answers.rollout(ids, mask, seed, self.reused, not_reused)
 
     @torch.no_grad()
-    def _idle(self, request: Request) -> None:
+    def _idle(self) -> None:
         """A forward of one token, for others' sake."""
         step = Step(exact=self.config.exact)
-        step.ask(self.model, request.ends.new_zeros(1, 1))
+        step.ask(self.model, torch.zeros(1, 1, dtype=torch.int64, device=self._device))
 
     def _prefixes(self, request: Request) -> Prefixes:
         """Those of a rollout by the weights as they are, and by copies that somebody keeps."""
@@ -286,15 +289,12 @@ class Generate:
             self.config, self.fused, self.quantized = config, fused, quantized
             self.cache.release()
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     def new_seed(self) -> int:
         """A seed of torch's and of how many were made before; the generator is left alone."""
         self.seeds_made += 1
         made = np.random.SeedSequence((torch.initial_seed(), self.seeds_made))
         return int(made.generate_state(1, np.uint64)[0] >> 1)
-
-
-def _short(error: BaseException, tried: str) -> CapacityError:
-    return CapacityError(
-        f"a rollout found too little memory, {tried}: {error}; free some, ask for fewer rows or "
-        "tokens, or set kv_cache_bytes, and it is made in several waves"
-    )

@@ -22,6 +22,7 @@ class Offer:
     ``samples``        one number per answer, if the caller gave them
     ``stops``          it may stop the rollout
     ``asked``          settings, as text: the same on all ranks
+    ``refused``        why its prompts are transformers' to answer: then all ranks' are
     """
 
     ids: Tensor
@@ -32,10 +33,12 @@ class Offer:
     stops: bool
     as_object: bool
     asked: dict[str, str]
+    refused: str | None = None
 
 
 def agreed(offers: list[Any]) -> list[Offer]:
-    """RankError unless all take part and were asked for the same."""
+    """RankError unless all take part and were asked for the same; or, where one is ``refused``, all
+    for a ``fallback``, which each rank goes alone."""
     for rank, offer in enumerate(offers):
         if not isinstance(offer, Offer):
             raise RankError(
@@ -47,7 +50,9 @@ def agreed(offers: list[Any]) -> list[Offer]:
         settings["seed"] = str(offer.seed) if offer.chosen else "None"
         if len(offer.ids):
             settings["sample_ids"] = "None" if offer.samples is None else "given"
-    for name in dict.fromkeys(name for settings in asked for name in settings):
+    alone = any(offer.refused for offer in offers)
+    names = ["fallback"] if alone else [name for settings in asked for name in settings]
+    for name in dict.fromkeys(names):
         # A rank without prompts has no sample_ids to give.
         told = {r: a.get(name, "None") for r, a in enumerate(asked)
                 if name != "sample_ids" or name in a}  # fmt: skip
@@ -57,7 +62,7 @@ def agreed(offers: list[Any]) -> list[Offer]:
                 f"ranks of a tensor-parallel group make one rollout, and were asked for different "
                 f"ones: {name} is {have}; ask for the same on each"
             )
-    if not sum(len(offer.ids) for offer in offers):
+    if not alone and not sum(len(offer.ids) for offer in offers):
         raise OpArgumentError(
             "a rollout needs prompts; no rank of the tensor-parallel group has any"
         )

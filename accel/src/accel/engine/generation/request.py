@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from accel.engine.call import ACTIVE
 from accel.engine.generation.prompts import Prompts, prompts
 from accel.engine.spec import DecoderSpec
 from accel.errors import CapacityError, OpArgumentError, UnsupportedCapability
@@ -28,6 +29,49 @@ _DEFAULT_NEW_TOKENS = 20  # transformers' default
 
 # Objects of the caller's that look at the batch, which may keep something for each of its rows.
 _LOOKERS = ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call of ``generate``: its arguments, none of them read yet."""
+
+    ids: Tensor | None
+    mask: Tensor | None
+    embeds: Tensor | None
+    generation_config: Any
+    settings: dict[str, Any]
+    seed: int | None
+    sample_ids: Sequence[int] | Tensor | None
+    return_logprobs: bool
+    reuse_prefix: bool
+    adapter: str | None
+    abort: Any
+    fallback: str | None
+
+    def read(self, model: Any, **more: Any) -> Request:
+        """See :func:`read`."""
+        return read(model, abort=self.abort, **self.given(), **more)
+
+    def given(self) -> dict[str, Any]:
+        """What transformers' ``generate`` takes too."""
+        return {
+            "input_ids": self.ids, "attention_mask": self.mask, "inputs_embeds": self.embeds,
+            "generation_config": self.generation_config, **self.settings,
+        }  # fmt: skip
+
+    def ours(self) -> list[str]:
+        """By name, what only the engine's has."""
+        asked = {
+            "seed": None if isinstance(self.seed, Drawn) else self.seed,
+            "sample_ids": self.sample_ids, "return_logprobs": self.return_logprobs,
+            "adapter": None if self.adapter == ACTIVE else str(self.adapter),
+            "abort": self.abort, "reuse_prefix": self.reuse_prefix,
+        }  # fmt: skip
+        return [n for n, value in asked.items() if value is not None and value is not False]
+
+
+class Drawn(int):
+    """A seed that the caller has not chosen: what draws without one may leave it."""
 
 
 @dataclass(frozen=True)

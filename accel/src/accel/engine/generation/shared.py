@@ -9,7 +9,6 @@ one that stands there twice has two samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -18,18 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accel.engine.call import ACTIVE
 from accel.engine.config import HybridEngineConfig
 from accel.engine.forward import installed
-from accel.engine.generation import request as requests
 from accel.engine.generation import sampling
 from accel.engine.generation.company import Company
+from accel.engine.generation.fallback import require_known, require_transferable
 from accel.engine.generation.generate import Generate
 from accel.engine.generation.offers import Offer, agreed, joined, own_rows, samples
+from accel.engine.generation.request import Asked
 from accel.engine.modules.lora import LoraLinear, require_adapter
 from accel.engine.parallel.ranks import Ranks
 from accel.engine.parallel.share import Share
 from accel.engine.roles import require_current
+from accel.engine.sharding import Outer
 from accel.engine.spec import DecoderSpec
 from accel.errors import AccelError, RankError, UnsupportedCapability
 from accel.host import HOST
@@ -39,7 +39,6 @@ from accel.layers.hooks import has_hooks
 _UNSHARED = {
     "inputs_embeds": "prompts are told to other ranks by their tokens",
     "reuse_prefix": "what caches hold is not agreed on between ranks",
-    "fallback": "others would wait for a rank that goes its own way",
     "max_time": "clocks differ between ranks",
     **dict.fromkeys(
         ("logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer"),
@@ -62,41 +61,25 @@ class SharedGenerate(Generate):
     Before anything is computed ranks tell each other what they were asked for. RankError, on all of
     them, where that differs, or where one cannot take part (that one raises what it found itself);
     and on the others, after the process group's timeout, where one raises in the middle or dies.
-    UnsupportedCapability for what is not shared so far: embeddings, ``reuse_prefix``, ``fallback``,
-    ``max_time``, and the caller's own processors, criteria and streamers.
+    UnsupportedCapability for what is not shared so far: embeddings, ``reuse_prefix``, ``max_time``,
+    and the caller's own processors, criteria and streamers. ``fallback`` is given on all ranks or
+    on none: if one of them is refused, each has its own prompts answered by transformers, alone.
     """
 
-    def __init__(self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig) -> None:
+    def __init__(
+        self, model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig, outer: Outer
+    ) -> None:
         # What passes between ranks is no part of a graph.
-        super().__init__(model, spec, replace(config, enable_cuda_graph=False))
+        super().__init__(model, spec, replace(config, enable_cuda_graph=False), outer)
         self.ranks = Ranks(config.inference_tp_size, config.inference_tp_group)
         self.share = Share(spec, self.ranks, sums=config.inference_tp_sums)
         _ = self.ranks.group  # made now, on all processes
 
-    def __call__(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        generation_config: Any = None,
-        *,
-        inputs: Tensor | None = None,
-        seed: int | None = None,
-        sample_ids: Sequence[int] | Tensor | None = None,
-        return_logprobs: bool = False,
-        adapter: str | None = ACTIVE,
-        abort: Any = None,
-        **settings: Any,
-    ) -> Any:
-        if attention_mask is not None and not isinstance(attention_mask, Tensor):
-            generation_config, attention_mask = attention_mask, None
-        ids = input_ids if inputs is None else inputs
+    def _answer(self, asked: Asked) -> Any:
         company = Company(self.model)  # parameters may be shared with other groups
-        mine: Offer | None = None
         try:
-            mine = self._offer(
-                ids, attention_mask, generation_config, seed, sample_ids, adapter, abort, settings
-            )
-        except Exception as error:
+            mine = self._offer(asked)
+        except BaseException as error:  # Ctrl-C too: the others wait for this rank's
             with suppress(RankError):  # what has happened here is what counts
                 self.ranks.exchange(f"{type(error).__name__}: {error}")
                 company.tell()
@@ -107,19 +90,28 @@ class SharedGenerate(Generate):
         except AccelError:
             company.tell()
             raise
-        stop = getattr(abort, "is_set", abort) or (lambda: False)
-        device = next(self.model.parameters()).device
-        if any(offer.stops for offer in offers):
-            settings["abort"] = lambda: self.ranks.any(bool(stop()), device)
+        refused = [offer.refused for offer in offers if offer.refused]
+        if refused:
+            self.made = self.reused = 0
+            with company.telling():
+                reason = mine.refused or f"others of the group have: {refused[0]}"
+                return self._hand_over(asked, UnsupportedCapability(reason), company)
+        stop = getattr(asked.abort, "is_set", asked.abort) or (lambda: False)
+        device = self._device
+
+        def some_stop() -> bool:
+            return self.ranks.any(bool(stop()), device)
+
         every, real = joined(offers)
-        joint = super().__call__(
-            every.to(device), real.to(device), generation_config, seed=offers[0].seed,
-            sample_ids=samples(offers), return_logprobs=True, adapter=adapter, **settings,
-        )  # fmt: skip
-        rank = self.ranks.rank
-        own = own_rows(joint, offers, rank, mine.ids if ids is None else ids)
+        joint = super()._answer(replace(
+            asked, ids=every.to(device), mask=real.to(device), seed=offers[0].seed,
+            sample_ids=samples(offers), return_logprobs=True, fallback=None,
+            abort=some_stop if any(offer.stops for offer in offers) else None,
+        ))  # fmt: skip
+        ids = mine.ids if asked.ids is None else asked.ids
+        own = own_rows(joint, offers, self.ranks.rank, ids)
         self.made = int(own.response_mask.sum())
-        wanted = return_logprobs or any(offer.as_object for offer in offers)
+        wanted = asked.return_logprobs or any(offer.as_object for offer in offers)
         return own if wanted else own.sequences
 
     def new_seed(self) -> int:
@@ -130,57 +122,57 @@ class SharedGenerate(Generate):
         made = np.random.SeedSequence((seed, self.ranks.stream))
         return int(made.generate_state(1, np.uint64)[0] >> 1)
 
-    def _offer(
-        self, ids: Tensor | None, mask: Tensor | None, generation_config: Any, seed: int | None,
-        sample_ids: Sequence[int] | Tensor | None, adapter: str | None, abort: Any,
-        settings: dict[str, Any],
-    ) -> Offer:  # fmt: skip
+    def _offer(self, asked: Asked) -> Offer:
         """What this rank brings; raises what a call of it alone would."""
         require_current(self.model, self.spec)
-        require_adapter(self.model, adapter)
-        with self.cache.used():
-            pass
-        configs = [generation_config, self.model.generation_config]
+        require_adapter(self.model, asked.adapter)
+        require_known(asked.fallback)
+        refused, ids, mask, as_object, numbers = None, asked.ids, asked.mask, False, None
+        try:
+            self._require_shared(asked)
+            if ids is None or (ids.dim() == 2 and not len(ids)):
+                ids = torch.zeros(0, 0, dtype=torch.int64) if ids is None else ids
+                mask = torch.zeros_like(ids)
+            else:
+                request = asked.read(self.model)
+                ids, mask, as_object = request.prompts.ids, request.prompts.mask, request.as_object
+                if asked.sample_ids is not None:
+                    numbers = [int(sample) for sample in asked.sample_ids]
+                    sampling.samples_of(request.prompts.contents(), numbers)  # looks at how many
+        except UnsupportedCapability as error:
+            require_transferable(asked, error)
+            refused, ids = str(error), torch.zeros(0, 0, dtype=torch.int64)
+            mask = ids
+        seed, chosen = asked.seed, asked.seed is not None
+        return Offer(
+            ids.to(HOST), (mask != 0).to(HOST, torch.int64), self.new_seed() if seed is None else
+            seed, chosen, numbers, asked.abort is not None, as_object,
+            self._asked(asked), refused,
+        )  # fmt: skip
+
+    def _require_shared(self, asked: Asked) -> None:
+        """UnsupportedCapability for what is not, by name."""
+        given = {**asked.given(), "reuse_prefix": asked.reuse_prefix}
+        configs = [asked.generation_config, self.model.generation_config]
         for name, why in _UNSHARED.items():
-            given = settings.get(name), *(getattr(config, name, None) for config in configs)
-            if any(map(_asks, given)):
+            if any(map(_asks, (given.get(name), *(getattr(c, name, None) for c in configs)))):
                 raise UnsupportedCapability(
                     f"generate with inference_tp_size={self.ranks.degree} does not serve {name}: "
                     f"{why}; leave it out, or set inference_tp_size=1"
                 )
-        as_object, numbers = False, None
-        if ids is None or (ids.dim() == 2 and not len(ids)):
-            ids = torch.zeros(0, 0, dtype=torch.int64) if ids is None else ids
-            mask = torch.zeros_like(ids)
-        else:
-            request = requests.read(
-                self.model, input_ids=ids, attention_mask=mask,
-                generation_config=generation_config, **settings,
-            )  # fmt: skip
-            ids, mask, as_object = request.prompts.ids, request.prompts.mask, request.as_object
-            if sample_ids is not None:
-                numbers = [int(sample) for sample in sample_ids]
-                sampling.samples_of(request.prompts.contents(), numbers)  # looks at how many
-        return Offer(
-            ids.to(HOST), (mask != 0).to(HOST, torch.int64), seed if seed is not None else
-            self.new_seed(), seed is not None, numbers, abort is not None, as_object,
-            self._asked(generation_config, adapter, settings),
-        )  # fmt: skip
 
-    def _asked(
-        self, generation_config: Any, adapter: str | None, settings: dict[str, Any]
-    ) -> dict[str, str]:
+    def _asked(self, asked: Asked) -> dict[str, str]:
         """All that decides what ranks do, as text."""
-        found = {name: _told(value) for name, value in settings.items() if value is not None}
+        found = {name: _told(v) for name, v in asked.settings.items() if v is not None}
         configs: list[tuple[str, Any]] = [
-            ("generation_config", generation_config),
+            ("generation_config", asked.generation_config),
             ("the model's generation_config", self.model.generation_config),
         ]
         for name, config in configs:
             if config is not None:
                 found |= {f"{name}.{k}": _told(v) for k, v in config.to_dict().items()}
         found |= {name: repr(getattr(self.config, name)) for name in _ALIKE}
-        found["adapter"] = repr(adapter)
+        found["adapter"], found["fallback"] = repr(asked.adapter), repr(asked.fallback)
         forwards = ((path, installed(module)) for path, module in self.model.named_modules())
         found["LoRA layers and their adapters"] = repr([
             (path, sorted(forward.names()), [(a.name, a.scale) for a in forward.acting()])

@@ -13,32 +13,44 @@ from torch.utils.hooks import RemovableHandle
 from accel.engine.config import HybridEngineConfig
 from accel.engine.gathering import ALL, GROUPS, PREFETCH, Gathering, choose, lowered
 from accel.engine.generation.company import Company
-from accel.engine.sharding import computed_like, is_sharded, part, units
+from accel.engine.sharding import Units, begin_at, computed_like, is_sharded, part, reasons, units
 from accel.engine.spec import DecoderSpec
+from accel.errors import UnsupportedModelError
 from accel.layers.hooks import without_sharding
+from accel.refusal import sentence
 
 
 @contextmanager
 def gathered(
-    model: nn.Module, spec: DecoderSpec, config: HybridEngineConfig, company: Company
-) -> Iterator[Gathering | None]:
+    model: nn.Module, outer: nn.Module, spec: DecoderSpec, config: HybridEngineConfig,
+    company: Company,
+) -> Iterator[Gathering | None]:  # fmt: skip
     """All processes ask for a rollout; in the block parameters come together by what every one of
-    them has room for, and are apart behind it, whatever ends it. None of a model that
-    ``fully_shard`` has not seen. Training's own settings of it stay as they are."""
-    found = units(model, spec)
+    them has room for, and are apart behind it, whatever ends it: those of the model, and of a
+    wrapper ``outer`` around it. None of a model that ``fully_shard`` has not seen. Training's own
+    settings of it stay as they are. UnsupportedModelError where parameters are shards that no unit
+    in sight gathers."""
+    refused = list(reasons(model, spec, outer))
+    if refused:
+        raise UnsupportedModelError(f"generate: {sentence(refused)}")
+    found = units(model, spec, outer)
     if found is None:
         company.begin(0)
         yield None
         return
-    own = choose(found, config, computed_like(model))
+    for root in found.around[:1]:
+        begin_at(root)
+    own = choose(found, config, computed_like(model, outer))
     chosen = lowered(own, company.begin(own.level), found, config)
     with ExitStack() as stack:
-        stack.callback(_end, model, company)
+        stack.callback(_end, outer, found, company)
         company.gathers = chosen.policy != ALL
-        begun = filter(is_sharded, model.modules()) if chosen.policy == ALL else found.around
+        begun = list(found.around)
+        if chosen.policy == ALL:
+            begun += [m for m in model.modules() if is_sharded(m) and m not in begun]
         with company.inside():
             for module in begun:
-                module.unshard()  # type: ignore[operator]
+                module.unshard()
         if chosen.policy == ALL:
             stack.enter_context(without_sharding(model))
         else:
@@ -63,8 +75,9 @@ def _begin(layers: Sequence[Any], *_: object) -> None:
         layer.unshard(async_op=True)
 
 
-def _end(model: Any, company: Company) -> None:
+def _end(outer: nn.Module, found: Units, company: Company) -> None:
     if company.torn:  # something may have been begun that nobody waited for
         with suppress(RuntimeError, AttributeError):  # AttributeError: torch before 2.13
-            model.reset_iter_state()
-    part(model)
+            for root in found.around[:1]:
+                root.reset_iter_state()
+    part(outer)

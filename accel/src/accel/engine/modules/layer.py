@@ -111,7 +111,8 @@ class Attention(Branch):
         share = current().share
         q, k, v = self._projected(x) if share is None else self._own(x, share.mine)
         if angles is not None:
-            q, k = (ops.rotary(t, *angles, interleaved=self.spec.interleaved) for t in (q, k))
+            pairs, cos, sin = self.spec.interleaved, angles.cos, angles.sin
+            q, k = (ops.rotary(t, cos, sin, interleaved=pairs) for t in (q, k))
         q, k, v = map(sequences.pack, (q, k, v))
         cache = current().cache
         if cache is not None:

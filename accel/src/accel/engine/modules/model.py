@@ -110,8 +110,8 @@ class Decoder(_Model):
         if rotary is None:
             return None
         if isinstance(rotary, Rotary):
-            return angles_without_module(h, positions, rotary)
-        return self._part(rotary)(h, positions)  # type: ignore[no-any-return]
+            return Angles(*angles_without_module(h, positions, rotary))
+        return Angles(*self._part(rotary)(h, positions))
 
     def _part(self, path: str) -> nn.Module:
         return self.module.get_submodule(path.removeprefix(self.spec.decoder + "."))

@@ -18,7 +18,15 @@ from accel.engine.spec import DecoderSpec, Rotary, StackSpec
 
 _NORMS: dict[str, Callable[..., Tensor]] = {"rms_norm": ops.rms_norm, "layer_norm": ops.layer_norm}
 
-Angles = tuple[Tensor, Tensor]
+
+class Angles:
+    """cos and sin, for heads: no tuple, in which a MixedPrecisionPolicy of ``fully_shard`` would
+    find and cast them where a layer is given them."""
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        self.cos = cos
+        self.sin = sin
+
 
 _LOGITS_AT_ONCE = 1 << 22
 
@@ -66,7 +74,9 @@ def multiplied(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * torch.tensor(factor, dtype=x.dtype)
 
 
-def angles(positions: Tensor, frequencies: Tensor, scaling: float, dtype: torch.dtype) -> Angles:
+def angles(
+    positions: Tensor, frequencies: Tensor, scaling: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """cos and sin of position times frequency, ``[..., D/2]``, for heads of ``dtype``.
 
     As in transformers the product is fp32; unlike there it is never rounded to 16 bits.
@@ -80,12 +90,12 @@ def angles(positions: Tensor, frequencies: Tensor, scaling: float, dtype: torch.
 class RotaryAngles(Forward):
     """:func:`angles` by the module's own frequencies."""
 
-    def __call__(self, x: Tensor, position_ids: Tensor) -> Angles:
+    def __call__(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         module: Any = self.module
         return angles(position_ids, module.inv_freq, module.attention_scaling, x.dtype)
 
 
-def angles_without_module(x: Tensor, positions: Tensor, rotary: Rotary) -> Angles:
+def angles_without_module(x: Tensor, positions: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
     """:func:`angles` by the frequencies that ``rotary`` says."""
     steps = torch.arange(0, rotary.width, 2, dtype=torch.int64, device=x.device).float()
     return angles(positions, 1.0 / rotary.base ** (steps / rotary.width), 1.0, x.dtype)
