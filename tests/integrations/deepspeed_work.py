@@ -14,6 +14,7 @@ from torch import nn
 import accel
 from accel import testing
 from accel.deepspeed import DeepSpeedHybridEngine, set_deepspeed_accelerator
+from accel.errors import AccelError
 from accel.layers import LinearModuleForZeroStage3, TiledLinear
 
 SIZE, ROWS, STEPS, NEW, LR = 24, 4, 3, 6, 1e-2
@@ -22,6 +23,7 @@ KINDS = {
     "zero3": LinearModuleForZeroStage3,
     "tiled": partial(TiledLinear, in_splits=2, out_splits=3),
 }
+BEAMS = {"do_sample": False, "num_beams": 2, "fallback": "transformers"}
 SAMPLED = {"do_sample": True, "seed": 1, "return_logprobs": True}
 
 
@@ -104,6 +106,11 @@ def rollouts(make, when, rank):
     for layer_id in range(2):  # the gather that has DeepSpeed's name
         hybrid._zero3_forward(layer_id).install()
     found["by layer"] = hybrid.generate(prompts(rank), **lengths(rank), **SAMPLED)
+    found["beams"] = ours.generate(prompts(rank), **lengths(rank), **BEAMS)
+    try:
+        ours.generate(prompts(rank), **lengths(rank), **(SAMPLED if rank else BEAMS))
+    except AccelError as error:
+        found["beams on one"] = error
     return found
 
 

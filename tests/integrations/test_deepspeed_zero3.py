@@ -6,6 +6,7 @@ import torch
 from agreement import assert_agree
 
 import accel
+from accel.errors import RankError, UnsupportedCapability
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: make test-deepspeed")
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -44,6 +45,7 @@ def test_a_strangers_backend_serves_deepspeed(found):
     assert all(calls >= 3 * work.STEPS for _, calls in of_ranks), "its kernel has computed"
 
 
+@pytest.mark.filterwarnings("ignore::accel.errors.FallbackWarning")
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", work.MODELS)
 def test_generate_equals_that_of_whole_parameters(found, name, when):
@@ -58,8 +60,17 @@ def test_generate_equals_that_of_whole_parameters(found, name, when):
         for roll in (made["roll"], made["at once"], made["by layer"]):
             assert torch.equal(roll.sequences, want.sequences)
             assert torch.equal(roll.logprobs, want.logprobs)
+        beams = whole.generate(work.prompts(rank), **work.lengths(rank), **work.BEAMS)
+        assert torch.equal(made["beams"], beams)
         new = want.logprobs.shape[1]
         assert torch.equal(made["scored"][:, -new:], made["roll"].logprobs)
+
+
+def test_one_rank_alone_cannot_fall_back(found):
+    refused, told = (rank["llama", "before"]["beams on one"] for rank in found)
+    assert isinstance(refused, UnsupportedCapability)
+    assert "ask all ranks" in str(refused)
+    assert isinstance(told, RankError)
 
 
 @pytest.mark.parametrize("name", work.MODELS)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from accel import registry as _registry
@@ -42,8 +44,17 @@ def by_transformers(
     """
     require_transferable(asked, refused)
     fed = asked.ids if asked.embeds is None else asked.embeds
-    if company and not len(fed if fed is not None else ()):
-        return fed
+    with _own_forwards(model):
+        if company and not len(fed if fed is not None else ()):
+            found = fed
+        else:
+            found = _made(model, asked, refused, company)
+        # Others' too may be the model's own, and DeepSpeed compares in which order modules run.
+        company.keep(partial(_idle, model))
+    return found
+
+
+def _made(model: nn.Module, asked: Asked, refused: UnsupportedCapability, company: Company) -> Any:
     _registry.registry().warn_once(
         ("engine", "generate", str(refused)),
         f"{refused}, as here: its tokens have not the values that training gives them",
@@ -53,8 +64,14 @@ def by_transformers(
     given = {name: value for name, value in asked.given().items() if value is not None}
     if company:  # which knows who goes on; transformers would ask by messages of its own
         given.setdefault("synced_gpus", False)
-    with _own_forwards(model), _announced(model, company):
+    with _announced(model, company):
         return own.generate(model, **given)
+
+
+@torch.no_grad()
+def _idle(model: nn.Module) -> None:
+    """A forward of one token, for others' sake."""
+    model(torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device))
 
 
 @contextmanager

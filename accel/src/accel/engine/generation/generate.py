@@ -190,15 +190,13 @@ class Generate:
 
     def _hand_over(self, asked: Asked, refused: UnsupportedCapability, company: Company) -> Any:
         """By transformers' ``generate``; others that hold parts of the parameters go their way."""
-        with self._gathered(company):
-            found = by_transformers(self.model, asked, refused, company)
-            company.keep(self._idle)
-        return found
+        with self._gathered(company, own=True):
+            return by_transformers(self.model, asked, refused, company)
 
     @contextmanager
-    def _gathered(self, company: Company) -> Iterator[None]:
+    def _gathered(self, company: Company, *, own: bool = False) -> Iterator[None]:
         outer = self.outer.of(self.model)
-        together = gathered(self.model, outer, self.spec, self.config, company)
+        together = gathered(self.model, outer, self.spec, self.config, company, own=own)
         with together as self.gathering:
             yield
 

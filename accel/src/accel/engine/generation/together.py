@@ -15,7 +15,7 @@ from accel.engine.gathering import ALL, GROUPS, PREFETCH, Gathering, choose, low
 from accel.engine.generation.company import Company
 from accel.engine.sharding import Units, begin_at, computed_like, is_sharded, part, reasons, units
 from accel.engine.spec import DecoderSpec
-from accel.errors import UnsupportedModelError
+from accel.errors import UnsupportedCapability, UnsupportedModelError
 from accel.layers.hooks import without_sharding
 from accel.refusal import sentence
 
@@ -23,25 +23,32 @@ from accel.refusal import sentence
 @contextmanager
 def gathered(
     model: nn.Module, outer: nn.Module, spec: DecoderSpec, config: HybridEngineConfig,
-    company: Company,
+    company: Company, *, own: bool = False,
 ) -> Iterator[Gathering | None]:  # fmt: skip
     """All processes ask for a rollout; in the block parameters come together by what every one of
     them has room for, and are apart behind it, whatever ends it: those of the model, and of a
     wrapper ``outer`` around it. None of a model that ``fully_shard`` has not seen. Training's own
     settings of it stay as they are. UnsupportedModelError where parameters are shards that no unit
-    in sight gathers."""
+    in sight gathers. Where DeepSpeed gathers them, all run the model's ``own`` forwards or none:
+    UnsupportedCapability.
+    """
     refused = list(reasons(model, spec, outer))
     if refused:
         raise UnsupportedModelError(f"generate: {sentence(refused)}")
     found = units(model, spec, outer)
     if found is None:
-        company.begin(0)
+        if company.begin(int(own)) < int(own):
+            raise UnsupportedCapability(
+                "fallback: DeepSpeed's ZeRO-3 gathers parameters as all ranks come to them, in one "
+                "order, and transformers' forwards here beside the engine's on another rank have "
+                "two; ask all ranks for what falls back"
+            )
         yield None
         return
     for root in found.around[:1]:
         begin_at(root)
-    own = choose(found, config, computed_like(model, outer))
-    chosen = lowered(own, company.begin(own.level), found, config)
+    mine = choose(found, config, computed_like(model, outer))
+    chosen = lowered(mine, company.begin(mine.level), found, config)
     with ExitStack() as stack:
         stack.callback(_end, outer, found, company)
         company.gathers = chosen.policy != ALL
