@@ -9,6 +9,7 @@ from interpreter import backend, shim
 
 from accel.contracts import CONTRACTS
 from accel.errors import OpArgumentError
+from accel.triton_kernels import limits
 
 with shim.decorating():
     from accel.triton_kernels import attention
@@ -56,6 +57,14 @@ def test_steps_have_the_bits_of_a_prefill(options, monkeypatch):
     assert torch.equal(torch.cat(steps), whole[list(PLACES)])
 
 
+@pytest.mark.parametrize("window", [2**31 - 1, 2**40])
+def test_a_window_of_everything_hides_nothing(window):
+    q, k, v = drawn(torch.float32)
+    span = (0, 9, 0, LENGTH)
+    every = attended(q[-9:], k, v, span, causal=False)
+    assert torch.equal(attended(q[-9:], k, v, span, causal=False, window=window), every)
+
+
 def test_a_span_beyond_the_keys_is_nan_where_it_cannot_be_read(monkeypatch):
     """As on a device, where to read it would be to wait: nothing is read outside."""
     monkeypatch.setattr(attention, "in_host_memory", lambda spans: False)
@@ -65,7 +74,11 @@ def test_a_span_beyond_the_keys_is_nan_where_it_cannot_be_read(monkeypatch):
     assert not found[[0, 3]].any()
 
 
-def test_a_head_too_large_is_refused_by_name():
-    q, k, v = (t.repeat(1, 1, 40) for t in drawn(torch.float32))
-    with pytest.raises(OpArgumentError, match=r"may have 512.*attention=torch"):
-        attended(q[:1], k, v, (0, 1, 0, 1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_largest_head_is_served_and_one_more_refused_by_name(dtype):
+    most = limits.largest_head(dtype)
+    q = k = v = torch.ones(1, 2, most + 1, dtype=dtype)
+    largest = attended(*(t[..., :most] for t in (q, k, v)), (0, 1, 0, 1))
+    assert torch.equal(largest, v[..., :most])
+    with pytest.raises(OpArgumentError, match=rf"may have {most} elements.*attention=torch"):
+        attended(q, k, v, (0, 1, 0, 1))

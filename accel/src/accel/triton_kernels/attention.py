@@ -17,13 +17,14 @@ from accel.triton_kernels import attention_backward as back
 from accel.triton_kernels import attention_forward as forth
 from accel.triton_kernels import launching
 from accel.triton_kernels.elementwise import least_of, survivor_of
+from accel.triton_kernels.limits import HEAD_BYTES, largest_head
 from accel.triton_kernels.rows import ALIGNED, Gradients, aligned, launch, power_of_two
 from accel.triton_kernels.tuning import Tuning
 
 ROWS = 16  # of a tile, whatever there is: see product.py
 SPLIT = 256  # keys
+FARTHEST = 1 << 30  # of a window: places of keys are int32, and this is added to them
 WARPS = 4  # the sum of a row's weights goes over them, so no tuning
-LARGEST = 512  # elements of a head
 PROGRAMS = 512  # below so many a GPU has nothing to do: splits go to programs of their own
 ROOM = 1 << 26  # bytes for what these leave
 
@@ -52,10 +53,10 @@ class _Call:
         window: int | None, softcap: float | None, dropout: float,
     ) -> _Call:  # fmt: skip
         launching.require_one_device(q, k, v, spans, mask, slopes, seed)
-        if max(q.shape[2], v.shape[2]) > LARGEST:
+        if max(q.shape[2], v.shape[2]) > largest_head(q.dtype):  # of who did not ask reasons()
             raise OpArgumentError(
-                f"attention: heads may have {LARGEST} elements with these kernels; found "
-                f"{q.shape[2]} of queries and {v.shape[2]} of values; use "
+                f"attention: heads may have {largest_head(q.dtype)} elements with these kernels; "
+                f"found {q.shape[2]} of queries and {v.shape[2]} of values; use "
                 f'accel.ops.use("attention=torch")'
             )
         if in_host_memory(spans):  # elsewhere to read them is to wait: kernels make NaN of such
@@ -95,7 +96,8 @@ class _Call:
     def numbers(self) -> tuple[float, ...]:
         """scale, softcap, window, least, survivor"""
         p = self.dropout
-        return self.scale, self.softcap or 0.0, self.window or 0, least_of(p), survivor_of(p)
+        window = min(self.window or 0, FARTHEST)
+        return self.scale, self.softcap or 0.0, window, least_of(p), survivor_of(p)
 
     def constants(self) -> dict[str, Any]:
         d, e = (max(power_of_two(size), 16) for size in (self.q.shape[2], self.v.shape[2]))
@@ -131,6 +133,12 @@ def _keys(size: int, dtype: torch.dtype) -> int:
     """Of a block, as many as leave room for others on their way: part of the definition of a row's
     sums."""
     return min(max((1 << 14) // (size * dtype.itemsize), 16), 64)
+
+
+def _rows(constants: dict[str, Any], dtype: torch.dtype) -> int:
+    """Of a tile of the gradient: half as many where heads are so large that they would not fit."""
+    size = max(constants["DEPTH"], constants["WIDTH"]) * dtype.itemsize
+    return back.ROWS if size <= HEAD_BYTES // 2 else back.ROWS // 2
 
 
 def attention(tuning: Tuning, *args: Any) -> Tensor:
@@ -201,7 +209,8 @@ def _backward(grad: Tensor, needs: Sequence[bool], *args: Any, kept: Sequence[Te
         return dq, dk, dv, *none
     grad = aligned(grad)
     deltas = torch.empty_like(log_sums)
-    constants = {**call.constants(), "ROWS": back.ROWS}
+    rows = _rows(constants := call.constants(), call.q.dtype)
+    constants["ROWS"] = rows
     launch(back.deltas, (m, heads), 1, grad, y, deltas, heads, e, WIDTH=constants["WIDTH"])
     scale, softcap, window, least, survivor = call.numbers()
     rest = (
@@ -212,7 +221,7 @@ def _backward(grad: Tensor, needs: Sequence[bool], *args: Any, kept: Sequence[Te
         *call.sizes(), *call.limits(), *call.strides(), scale, softcap, window, least, survivor,
     )  # fmt: skip
     if dq is not None:
-        grid = (call.tiles(back.ROWS), heads // group)
+        grid = (call.tiles(rows), heads // group)
         launch(back.of_queries, grid, WARPS, *rest, dq, *numbers, **constants)
     if dk is not None or dv is not None:
         grid = (-(-n // constants["KEYS"]), heads // group)
