@@ -128,7 +128,9 @@ def attend(
                 total = total * factor + tl.sum(weights, 1)
                 if seed is not None:
                     stays = left(seed, number, heads, head, i, j[None, :], least)
-                    weights = tl.where(stays, weights, 0.0)
+                    # A product, not tl.where: for AMD Triton 3.9 puts the condition of one into
+                    # shared memory, which takes no bits, and gives up.
+                    weights = weights * stays.to(tl.float32)
                 values = load_keys(v, k_start, j[:, None], k_len, g, v_row, v_head, width, e_size)
                 sums = tl.dot(
                     weights.to(v.dtype.element_ty), values, sums * factor[:, None],
