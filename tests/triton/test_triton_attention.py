@@ -57,6 +57,38 @@ def test_steps_have_the_bits_of_a_prefill(options, monkeypatch):
     assert torch.equal(torch.cat(steps), whole[list(PLACES)])
 
 
+NAN, INF = float("nan"), float("inf")
+HIDES = {
+    "causal": ({}, 1, NAN), "splits_apart": ({}, 512, NAN), "infinity": ({}, 1, INF),
+    "window": ({"window": 20}, 1, NAN), "mask": ({"causal": False}, 1, NAN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "programs", "value"), HIDES.values(), ids=HIDES)
+def test_what_a_query_does_not_see_has_no_part_in_it(options, programs, value, monkeypatch):
+    """Whatever it holds; and to those that see it nothing of it is lost."""
+    monkeypatch.setattr(attention, "PROGRAMS", programs)
+    queries, keys, spoilt = 40, 140, 118
+    at = torch.arange(keys - queries, keys)
+    sees = at >= spoilt
+    if "window" in options:
+        sees &= at < spoilt + options["window"]
+    if "causal" in options:
+        sees = at % 2 == 0
+        mask = torch.zeros(1, 1, queries, keys, dtype=torch.bfloat16)
+        mask[0, 0, ~sees, spoilt] = -INF
+        options = {**options, "mask": mask}
+    q, k, v = drawn(torch.bfloat16)
+    span = (0, queries, 0, keys)
+    wanted = attended(q[:queries], k, v, span, **options)
+    v[spoilt, :, 3] = value
+    found = attended(q[:queries], k, v, span, **options)
+    assert torch.equal(found[~sees], wanted[~sees])
+    assert not found[sees][..., 3].isfinite().any()
+    found[..., 3] = wanted[..., 3]
+    assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("window", [2**31 - 1, 2**40])
 def test_a_window_of_everything_hides_nothing(window):
     q, k, v = drawn(torch.float32)

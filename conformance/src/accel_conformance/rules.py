@@ -132,6 +132,12 @@ _RULES = (
         "threads, random numbers and defaults of torch are after a call what they were before",
     ),
     Rule(
+        "2.24",
+        "unseen",
+        "a query's bits do not depend on NaN or infinity in keys and values that it does not see "
+        "for where it stands",
+    ),
+    Rule(
         "3.1",
         "family",
         "the builders of all families can be had by name, and an unknown name raises",

@@ -107,6 +107,12 @@ class _Call:
             "KEYS": _keys(max(d, e), self.q.dtype), "SPANS": max(power_of_two(len(self.spans)), 16),
         }  # fmt: skip
 
+    def hides(self) -> bool:
+        """Whether rows of a tile may see some of a block of keys and others not. Of one query a
+        span, as in a decode step, the last key is its own, and what follows is not read."""
+        alone = self.q.shape[0] == len(self.spans)
+        return self.mask is not None or self.window is not None or (self.causal and not alone)
+
     def tiles(self, rows: int) -> int:
         """How many there are at most: two spans may share a tile's rows."""
         return self.q.shape[0] * self.group // rows + len(self.spans)
@@ -173,11 +179,16 @@ def _attended(call: _Call, log_sums: Tensor | None) -> Tensor:
         places = (*grid, splits, ROWS)
         tops, totals = (y.new_empty(places, dtype=torch.float32) for _ in range(2))
         parts = y.new_empty((*places, constants["WIDTH"]), dtype=torch.float32)
+    tensors = (
+        call.q, call.k, call.v, call.spans, call.mask, call.slopes, call.seed, y, log_sums,
+    )  # fmt: skip
+    numbers = (
+        *call.sizes(), splits, *call.limits(), *call.strides(), scale, softcap, window, least,
+        survivor,
+    )  # fmt: skip
     launch(
-        forth.attend, (*grid, lanes), WARPS,
-        call.q, call.k, call.v, call.spans, call.mask, call.slopes, call.seed, y, log_sums, tops,
-        totals, parts, *call.sizes(), splits, *call.limits(), *call.strides(), scale, softcap,
-        window, least, survivor, **constants,
+        forth.attend, (*grid, lanes), WARPS, *tensors, tops, totals, parts, *numbers, MEND=False,
+        **constants,
     )  # fmt: skip
     if lanes > 1:
         taken = ("CAUSAL", "WINDOW", "WIDTH", "ROWS", "SPLIT", "SPANS")
@@ -185,6 +196,11 @@ def _attended(call: _Call, log_sums: Tensor | None) -> Tensor:
             forth.merge, grid, WARPS,
             call.spans, y, log_sums, tops, totals, parts, m, n, count, heads, group, e, splits,
             *call.limits(), window, survivor, **{name: constants[name] for name in taken},
+        )  # fmt: skip
+    if call.hides():
+        launch(
+            forth.attend, (*grid, 1), WARPS, *tensors, None, None, None, *numbers, MEND=True,
+            **constants,
         )  # fmt: skip
     return y
 
