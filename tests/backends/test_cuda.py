@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import inspect
 import os
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -306,9 +307,13 @@ class TestAccelerator:
         graph = SimpleNamespace(replay=lambda: replayed.append(True))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(graph) or graph)
 
-        def capture(cuda_graph, pool=None, stream=None):
+        def capture(cuda_graph, pool, stream, capture_error_mode):
+            inspect.signature(real).bind(cuda_graph, pool, stream, capture_error_mode)
+            assert capture_error_mode == "thread_local", "other threads would end it"
             captured.append((cuda_graph, pool, stream))
             return nullcontext()
+
+        real = torch.cuda.graph
 
         monkeypatch.setattr(torch.cuda, "graph", capture)
         assert acc.supports("graphs")
@@ -316,6 +321,17 @@ class TestAccelerator:
             pass
         acc.replay_graph(graph)
         assert (made, captured, replayed) == ([graph], [(graph, "pool", "side")], [True])
+
+    def test_graphs_are_recorded_on_a_stream_of_the_current_device(self, acc, gpu, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, *, stream, **others: stream)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+        accelerator._side_stream.cache_clear()
+        found = []
+        for device in (1, 0, 1):
+            monkeypatch.setattr(torch.cuda, "current_device", lambda device=device: device)
+            found.append(acc.capture_to_graph("graph"))
+        accelerator._side_stream.cache_clear()
+        assert found == ["a stream of 1", "a stream of 0", "a stream of 1"]
 
     def test_random_numbers(self, acc, gpu):
         acc.manual_seed(3)
