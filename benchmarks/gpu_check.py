@@ -6,9 +6,10 @@
 Conformance of the backend, exactness of the engine for every policy, and speed beside torch eager,
 torch.compile, SDPA and transformers' generate. Nothing has to be installed but torch, triton,
 transformers, peft and the core's small dependencies. Each stage is a process with a time limit, so
-that one that fails loses no other. Writes check.json, check.md and the pages of the bench and of
-conformance into benchmarks/results/<device>/. Exit code 0: every stage came to its end and all is
-correct; 1: not so; 2: there is no such device.
+that one that fails loses no other; --only some kinds of them gives these all the time. Writes
+check.json, check.md, and the bench's and conformance's pages into benchmarks/results/<device>/.
+Exit code 0: every stage came to its end and all is correct; 1: not so; 2: there is no such device,
+or something to run with is missing.
 """
 
 from __future__ import annotations
@@ -26,23 +27,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from gpu_environment import environment, installed
 from gpu_goals import Goal, goals
 from rich.console import Console
 from rich.table import Table
 
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
-
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = Path(__file__).with_name("gpu_stages.py")
-MEMBERS = ("accel", "accel_cpu", "accel_cuda", "accel_xpu", "conformance")
 MINUTES = 10.0
-TOGETHER = 220  # seconds, of all stages that run side by side
+TOGETHER = 220  # seconds, of all stages that run side by side, where others follow
+KINDS = ("conformance", "exactness", "decode", "linear", "layer", "logprob", "engine", "ops")
 
 
 @dataclass
@@ -68,36 +66,17 @@ class Stage:
 
 
 def checks(ops: Sequence[str], models: Sequence[str]) -> list[Stage]:
-    """Those that check, side by side: compiling kernels is most of their time."""
-    named = [f"conformance:{op}" for op in ops] + [f"exactness:{name}" for name in models]
-    return [Stage(name, TOGETHER) for name in named]
+    """Those that check, side by side: compiling kernels is most of their time. Ops and models in
+    turn, so that what is cut off at the end is some of both."""
+    named = ([f"conformance:{op}" for op in ops], [f"exactness:{name}" for name in models])
+    turns = zip_longest(*named)
+    return [Stage(name, 3600.0) for turn in turns for name in turn if name is not None]
 
 
 def measurements() -> list[Stage]:
     """Those that measure, one after another, what matters most first."""
-    limits = {"decode": 110, "linear": 60, "layer": 110, "logprob": 45, "engine": 60, "ops": 240}
+    limits = {"decode": 150, "linear": 60, "layer": 110, "logprob": 45, "engine": 60, "ops": 240}
     return [Stage(name, limit) for name, limit in limits.items()]
-
-
-def environment(folder: Path, backend: str) -> dict[str, str]:
-    """That of a process which finds the members' sources, and their entry points as if they were
-    installed: one *.dist-info each, made of its pyproject.toml."""
-    for member in MEMBERS:
-        project = tomllib.loads((ROOT / member / "pyproject.toml").read_text())["project"]
-        info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-        info.mkdir()
-        about = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-        (info / "METADATA").write_text(about)
-        lines = []
-        for group, entries in project.get("entry-points", {}).items():
-            lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
-        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    sources = [str(ROOT / member / "src") for member in MEMBERS]
-    path = [str(folder), *sources, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        **os.environ, "PYTHONPATH": os.pathsep.join(path), "ACCEL_BACKEND": backend,
-        "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
 
 
 class Runner:
@@ -111,11 +90,13 @@ class Runner:
         """Up to so many at once; what has not started after ``most`` seconds never does."""
         until = min(self.until, time.monotonic() + most)
         waiting, running = list(stages), list[tuple[Stage, subprocess.Popen[bytes], float]]()
+        # Oracles compute on the host, where as many are at work.
+        threads = {} if at_once == 1 else {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
         while waiting or running:
             while waiting and len(running) < at_once:
                 stage = waiting.pop(0)
                 if time.monotonic() < until:
-                    running.append((stage, self._started(stage), time.monotonic()))
+                    running.append((stage, self._started(stage, threads), time.monotonic()))
             for one in list(running):
                 stage, process, since = one
                 stage.seconds = time.monotonic() - since
@@ -126,10 +107,11 @@ class Runner:
                 self._ended(stage, process)
             time.sleep(0.1)
 
-    def _started(self, stage: Stage) -> subprocess.Popen[bytes]:
+    def _started(self, stage: Stage, more: dict[str, str]) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(STAGES), stage.name, str(self.into)]
         command += ["--rehearse"] * self.rehearse
-        return subprocess.Popen(command, env=self.env, cwd=ROOT, start_new_session=True)
+        env = self.env | more
+        return subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
 
     def _ended(self, stage: Stage, process: subprocess.Popen[bytes]) -> None:
         code = process.poll()
@@ -158,6 +140,8 @@ def _rows(text: str) -> Iterator[dict[str, Any]]:
 def main() -> int:
     asked = _arguments()
     backend = "cpu" if asked.rehearse else asked.backend
+    if not installed():
+        return 2
     with tempfile.TemporaryDirectory() as made:
         (Path(made) / "path").mkdir()
         env = environment(Path(made) / "path", backend)
@@ -179,9 +163,13 @@ def main() -> int:
         at_once = 1 if asked.rehearse else max(1, min(10, (os.cpu_count() or 2) * 2 // 3))
         device = re.sub(r"[^A-Za-z0-9.]+", "-", machine["device"]).strip("-")
         into = asked.out / device
+        checking, measuring = (
+            [stage for stage in stages if not asked.only or stage.kind in asked.only]
+            for stages in (checking, measuring)
+        )
         everything = [*checking, *measuring]
         runner.ended = lambda: write(working, into, machine, everything)
-        runner.run(checking, at_once, TOGETHER)
+        runner.run(checking, at_once, TOGETHER if measuring else 1e9)
         runner.run(measuring)
         runner.ended()
     Console().print(table(goals(everything)))
@@ -198,6 +186,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rehearse", action="store_true", help="every stage, tiny, on the CPU")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for everything")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--only", nargs="+", choices=KINDS, help="these kinds of stages alone")
     parser.add_argument("--ops", nargs="+", help="conformance of these alone")
     parser.add_argument("--models", nargs="+", help="exactness of these alone")
     return parser.parse_args()
@@ -236,7 +225,8 @@ def _known(env: dict[str, str], where: str) -> list[str]:
 def write(working: Path, into: Path, machine: dict[str, Any], stages: Sequence[Stage]) -> None:
     """What is known by now: a run that is ended early loses nothing."""
     into.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(working, into, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.jsonl"))
+    with contextlib.suppress(shutil.Error):  # of what others are writing, or have taken away
+        shutil.copytree(working, into, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.jsonl"))
     found = goals(stages)
     facts = {
         "machine": machine,

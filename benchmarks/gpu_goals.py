@@ -77,7 +77,7 @@ def goals(stages: Sequence[Any]) -> list[Goal]:
 
 
 def _ratio(ours: Row, theirs: Row) -> float | None:
-    return theirs["seconds"] / ours["seconds"] if ours and theirs else None
+    return theirs["seconds"] / ours["seconds"] if theirs and ours.get("seconds") else None
 
 
 def _height(row: Row) -> int:

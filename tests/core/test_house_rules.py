@@ -194,7 +194,6 @@ def test_an_architecture_name_is_found():
 
 LIMIT = 300
 LONGER = {
-    "examples/accel_toy/tests/test_device.py": "one process, one device: all it does, in order",
     "tests/backends/test_cpu_memory.py": "one counter, and the many things that allocate",
     "tests/backends/test_cuda.py": "one accelerator, member by member, on a stand-in for torch's",
     "tests/backends/test_xpu.py": "one accelerator, member by member, on a stand-in for torch's",

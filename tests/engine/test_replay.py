@@ -1,5 +1,8 @@
 """A decode step is recorded once and replayed: to the same bits, and only where nobody watches."""
 
+from contextlib import nullcontext, suppress
+from types import SimpleNamespace
+
 import mixtures
 import models
 import pytest
@@ -132,3 +135,35 @@ def test_graphs_are_those_of_the_model_s_device(llama, monkeypatch):
     assert replay.graphs_for(model, torch.device("cpu"), None) is None
     with pytest.raises(UnsupportedCapability, match="graphs"):
         replay.graphs_for(model, torch.device("cpu"), True)
+
+
+def test_what_a_device_has_not_run_yet_it_does_not_record():
+    """A kernel for as many rows may have to be compiled, which no device does while it records;
+    where work runs as it is recorded, it may be."""
+
+    def called(captures_run, counts):
+        made = []
+        acc = SimpleNamespace(
+            captures_run=captures_run, create_graph=object,
+            capture_to_graph=lambda graph: made.append("record") or nullcontext(),
+            replay_graph=lambda graph: made.append("replay"),
+        )  # fmt: skip
+        forward = replay.TokenForward(lambda token, call: made.append("run"), None, acc)
+        for count in counts:
+            with suppress(AssertionError):  # nothing is projected
+                forward(torch.zeros(count, dtype=torch.int64))
+            made.append(count)
+        return made
+
+    once = ["run", 3, "record", "run", "replay", 3]
+    assert called(False, [3, 3, 2, 2]) == [*once, "run", 2, "record", "run", "replay", 2]
+    assert called(True, [3, 3, 2]) == ["run", 3, "record", "run", 3, "record", "run", 2]
+
+
+def test_a_model_on_another_device_than_the_current_is_not_recorded(llama, monkeypatch):
+    model, acc = llama(), accel.get_accelerator()
+    monkeypatch.setattr(type(acc), "current_device", lambda self: 1)
+    there = torch.device(acc.device_type, 0)
+    assert replay.graphs_for(model, there, None) is None
+    with pytest.raises(UnsupportedCapability, match=r"current device, number 1.*set_device\(0\)"):
+        replay.graphs_for(model, there, True)

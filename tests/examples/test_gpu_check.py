@@ -28,6 +28,22 @@ def test_without_a_gpu_it_says_so(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_all_that_is_missing_is_said_at_once(tmp_path):
+    """On a machine that nothing can be fetched to one learns once, not package by package."""
+    hidden = "import importlib.metadata as m, runpy, sys; real = m.version\n"
+    hidden += "def version(name):\n"
+    hidden += "    if name in ('peft', 'platformdirs'): raise m.PackageNotFoundError(name)\n"
+    hidden += "    return '5.17.0' if name == 'transformers' else real(name)\n"
+    hidden += "m.version = version; sys.path.insert(0, sys.argv[1])\n"
+    hidden += "import gpu_environment; sys.exit(0 if gpu_environment.installed() else 2)"
+    done = subprocess.run(
+        [sys.executable, "-c", hidden, ROOT / "benchmarks"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "found transformers 5.17.0, the project wants transformers>=" in done.stdout
+    assert "without platformdirs>=4, peft>=" in done.stderr
+
+
 @pytest.mark.slow
 def test_every_stage_runs_to_its_end(tmp_path):
     done = check("--rehearse", "--out", tmp_path)

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import accel
 from accel import ops, testing
 from accel.errors import FallbackWarning, OpRefusedError, OpResolutionError, UnknownOpError
+from accel.ops import policy
 
 X, W = torch.ones(2, 3), torch.ones(4, 3)
 
@@ -107,6 +108,34 @@ def test_a_builder_is_asked_in_explain_with_the_defaults_a_call_has():
         ops.explain("gated_linear")
         ops.gated_linear(X, W, W)
     assert seen == [{"act": "silu", "out_dtype": None}] * 2
+
+
+def test_a_builder_judges_by_sizes_that_the_contract_names():
+    def reasons(impl, request):
+        size = request.options["head_size"]
+        return [accel.Refusal("head_size", "8", str(size))] if (size or 0) > 8 else []
+
+    def serves(size):
+        q = torch.ones(2, 1, size)
+        ops.attention(q, q, q, torch.tensor([[0, 2, 0, 2]]))
+        (served,) = {binding.impl.id for binding in bound.values()}
+        bound.clear()
+        return served
+
+    small = builder("fake.small", op="attention", reasons=reasons)
+    with installed(small), ops.use(exact=False):
+        bound = policy.current().bound
+        for size, served in ((8, "fake.small"), (9, "torch"), (8, "fake.small")):
+            assert serves(size) == served
+            told = (
+                ops.explain("attention", head_size=size),
+                ops.explain("attention", shapes=((2, 1, size), (2, 1, size), (2, 1, 4))),
+            )
+            assert [decision.chosen.impl.id for decision in told] == [served] * 2
+        assert told[1].request.options["value_size"] == 4
+        assert ops.explain("attention").chosen.impl.id == "fake.small"  # nobody said
+        with pytest.raises(TypeError, match="head_size must be a whole number, not '64'"):
+            ops.explain("attention", head_size="64")
 
 
 def test_shapes_are_shown_to_those_who_read_them_and_resolved_for_each():

@@ -4,6 +4,7 @@ nothing is interpreted.
     python ahead.py few sm_90 bfloat16             # each kernel as its op's first sample starts it
     python ahead.py both sm_90 bfloat16,float32    # also with the tile for many rows
     python ahead.py all sm_90,gfx942 bfloat16      # and as all samples start it
+    python ahead.py heads sm_90 bfloat16           # attention alone, of the largest heads
 
 The tuning is each architecture's; of launches that differ in sizes alone one is compiled, to
 machine code. Prints a line of JSON for each.
@@ -24,7 +25,7 @@ from triton.compiler import ASTSource
 
 from accel import testing
 from accel.contracts import CONTRACTS
-from accel.triton_kernels import KERNELS, builders, launching
+from accel.triton_kernels import KERNELS, builders, launching, limits
 from accel_cuda import tuning
 
 TYPES = {
@@ -65,6 +66,9 @@ def launches(op, settings, dtype, which):
     # Of many rows too, which the samples seldom have.
     many = replace(settings, few=settings.many, few_fp32=settings.many_fp32)
     try:
+        if which == "heads":
+            run(op, settings, largest_heads(dtype))
+            return found
         for i, sample in enumerate(CONTRACTS[op].samples()):
             args = sample.make(dtype, torch.device(testing.HOST))
             if i == 0 or which == "all":
@@ -74,6 +78,11 @@ def launches(op, settings, dtype, which):
     finally:
         launching.launch = real
     return found
+
+
+def largest_heads(dtype):
+    q = k = v = torch.zeros(40, 2, limits.largest_head(dtype), dtype=dtype)
+    return CONTRACTS["attention"].bind((q, k, v, torch.tensor([[0, 40, 0, 40]])))
 
 
 def source(kernel, args, constants):
@@ -136,7 +145,7 @@ def main(which, architectures, dtypes):
     seen = set()
     for architecture in architectures.split(","):
         for dtype in dtypes.split(","):
-            for op in KERNELS:
+            for op in ["attention"] if which == "heads" else KERNELS:
                 for found in compiled(architecture, getattr(torch, dtype), op, which, seen):
                     print(json.dumps(found), flush=True)
 

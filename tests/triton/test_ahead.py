@@ -47,13 +47,14 @@ def judge(found):
             continue
         allowed = ("mma.sync.aligned.m16n8k16.row.col.f32.", "v_mfma_f32_16x16x")
         assert all(product.startswith(allowed) for product in made["products"]), made
-    assert {made["op"] for made in found} == set(KERNELS)
+    assert {made["op"] for made in found} <= set(KERNELS)
 
 
 def test_every_kernel_compiles(tmp_path):
     """Its first sample, for Hopper, whose compiler has two kinds of products to choose from."""
     found = compiled("few", ["sm_90"], ["bfloat16"], tmp_path)
     judge(found)
+    assert {made["op"] for made in found} == set(KERNELS)
     assert any(made["products"] for made in found)
 
 
@@ -63,8 +64,18 @@ def test_every_kernel_compiles_for(architecture, tmp_path):
     found = compiled("all", [architecture], ["bfloat16"], tmp_path)
     found += compiled("both", [architecture], ["float32", "float16"], tmp_path)
     judge(found)
+    assert {made["op"] for made in found} == set(KERNELS)
     if architecture.startswith("sm_"):
         assert not any(made["products"] for made in found if made["dtype"] == "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", SHARED)
+def test_the_largest_heads_fit(architecture, tmp_path):
+    """In all that attention and its gradient launch: what the builders accept can be started."""
+    found = compiled("heads", [architecture], ["float32", "bfloat16"], tmp_path)
+    judge(found)
+    assert {"attend", "of_queries", "of_keys"} <= {made["kernel"] for made in found}
 
 
 SUMMED = {"attention", "add_norm", "rms_norm", "layer_norm", "softmax", "logprob"}

@@ -9,6 +9,7 @@ from interpreter import backend, shim
 
 from accel.contracts import CONTRACTS
 from accel.errors import OpArgumentError
+from accel.triton_kernels import limits
 
 with shim.decorating():
     from accel.triton_kernels import attention
@@ -56,6 +57,46 @@ def test_steps_have_the_bits_of_a_prefill(options, monkeypatch):
     assert torch.equal(torch.cat(steps), whole[list(PLACES)])
 
 
+NAN, INF = float("nan"), float("inf")
+HIDES = {
+    "causal": ({}, 1, NAN), "splits_apart": ({}, 512, NAN), "infinity": ({}, 1, INF),
+    "window": ({"window": 20}, 1, NAN), "mask": ({"causal": False}, 1, NAN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "programs", "value"), HIDES.values(), ids=HIDES)
+def test_what_a_query_does_not_see_has_no_part_in_it(options, programs, value, monkeypatch):
+    """Whatever it holds; and to those that see it nothing of it is lost."""
+    monkeypatch.setattr(attention, "PROGRAMS", programs)
+    queries, keys, spoilt = 40, 140, 118
+    at = torch.arange(keys - queries, keys)
+    sees = at >= spoilt
+    if "window" in options:
+        sees &= at < spoilt + options["window"]
+    if "causal" in options:
+        sees = at % 2 == 0
+        mask = torch.zeros(1, 1, queries, keys, dtype=torch.bfloat16)
+        mask[0, 0, ~sees, spoilt] = -INF
+        options = {**options, "mask": mask}
+    q, k, v = drawn(torch.bfloat16)
+    span = (0, queries, 0, keys)
+    wanted = attended(q[:queries], k, v, span, **options)
+    v[spoilt, :, 3] = value
+    found = attended(q[:queries], k, v, span, **options)
+    assert torch.equal(found[~sees], wanted[~sees])
+    assert not found[sees][..., 3].isfinite().any()
+    found[..., 3] = wanted[..., 3]
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("window", [2**31 - 1, 2**40])
+def test_a_window_of_everything_hides_nothing(window):
+    q, k, v = drawn(torch.float32)
+    span = (0, 9, 0, LENGTH)
+    every = attended(q[-9:], k, v, span, causal=False)
+    assert torch.equal(attended(q[-9:], k, v, span, causal=False, window=window), every)
+
+
 def test_a_span_beyond_the_keys_is_nan_where_it_cannot_be_read(monkeypatch):
     """As on a device, where to read it would be to wait: nothing is read outside."""
     monkeypatch.setattr(attention, "in_host_memory", lambda spans: False)
@@ -65,7 +106,11 @@ def test_a_span_beyond_the_keys_is_nan_where_it_cannot_be_read(monkeypatch):
     assert not found[[0, 3]].any()
 
 
-def test_a_head_too_large_is_refused_by_name():
-    q, k, v = (t.repeat(1, 1, 40) for t in drawn(torch.float32))
-    with pytest.raises(OpArgumentError, match=r"may have 512.*attention=torch"):
-        attended(q[:1], k, v, (0, 1, 0, 1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_largest_head_is_served_and_one_more_refused_by_name(dtype):
+    most = limits.largest_head(dtype)
+    q = k = v = torch.ones(1, 2, most + 1, dtype=dtype)
+    largest = attended(*(t[..., :most] for t in (q, k, v)), (0, 1, 0, 1))
+    assert torch.equal(largest, v[..., :most])
+    with pytest.raises(OpArgumentError, match=rf"may have {most} elements.*attention=torch"):
+        attended(q, k, v, (0, 1, 0, 1))

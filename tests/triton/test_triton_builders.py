@@ -68,3 +68,24 @@ def test_torchs_own_product_refuses_what_it_would_round_twice(name):
 
 def test_a_result_in_float64_is_refused():
     assert Plain().reasons(Plain.impls[0], request(out_dtype=torch.float64))[0].code == "out_dtype"
+
+
+MOST = {torch.float32: 256, torch.bfloat16: 512, torch.float16: 512}
+
+
+@pytest.mark.parametrize("dtype", MOST)
+@pytest.mark.parametrize("module", [cuda, xpu], ids=["cuda", "xpu"])
+def test_heads_too_large_are_refused_before_anything_is_chosen(module, dtype, monkeypatch):
+    builder = module.TransformerBuilder()
+    monkeypatch.setattr(module.TransformerBuilder, "compiler_refusals", lambda self: [])
+    impls = {impl.op: impl for impl in builder.impls if impl.id.endswith(".triton")}
+
+    def refused(op, **options):
+        asked = Request(op, torch.device("meta"), dtype, options=options)
+        return [refusal.code for refusal in builder.reasons(impls[op], asked)]
+
+    for size, says in ((MOST[dtype], []), (MOST[dtype] + 1, ["head_size"])):
+        assert refused("attention", head_size=size, value_size=8) == says
+        assert refused("transformer_layer", hidden_size=4 * size, heads=4) == says
+    assert refused("attention", head_size=64, value_size=MOST[dtype] + 1) == ["value_size"]
+    assert not refused("attention", head_size=None)  # nobody said

@@ -37,3 +37,13 @@ def test_an_id_out_of_range_is_nan():
     x, w, ids = drawn(torch.float32)
     found, _ = logprob.logprob(backend.TUNING, x, ids + 6, w, None, 1.0, None, 1.0)
     assert found.isnan().tolist() == [False, True, False, False, False]
+
+
+def test_whole_numbers_are_numbers_like_others(monkeypatch):
+    """To the compiler 2 is an integer, by which it does not divide in the kernel's rounding."""
+    launched = []
+    monkeypatch.setattr(logprob, "launch", lambda *args, **constants: launched.append(args))
+    x, w, ids = drawn(torch.float32)
+    logprob.logprob(backend.TUNING, x @ w.t(), ids, None, None, 2, 5, 3)
+    fold, _merge = launched
+    assert [number for number in fold if type(number) is float] == [2.0, 5.0, 3.0]

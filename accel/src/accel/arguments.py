@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -42,4 +43,9 @@ def option(text: str) -> tuple[str, Any]:
         raise ValueError(f'cannot read the option {text!r}; write "act=silu"')
     if name.endswith("dtype"):
         return name, dtype(value)
-    return name, {"true": True, "false": False}.get(value, value)
+    if value in ("true", "false"):
+        return name, value == "true"
+    for number in (int, float):
+        with suppress(ValueError):
+            return name, number(value)
+    return name, value

@@ -124,7 +124,7 @@ def _state(
     contract = CONTRACTS[impl.op]
     dtype = torch.float32 if torch.float32 in impl.dtypes else next(iter(impl.dtypes))
     options = {name: contract.parameters[name].default for name in contract.options}
-    options |= dict.fromkeys(contract.presence, False)
+    options |= dict.fromkeys(contract.presence, False) | dict.fromkeys(contract.sizes)
     try:
         refusals = builder.reasons(impl, Request(impl.op, device, dtype, options=options))
         if refusals:

@@ -117,7 +117,8 @@ class Request:
     """What an op is asked to serve: metadata only, never values.
 
     ``options`` holds by name the values of the contract's ``options``, and of the tensors in its
-    ``presence`` whether they are there: ``{"window": None, "mask": True}``.
+    ``presence`` whether they are there: ``{"window": None, "mask": True}``; and its ``sizes``,
+    None where they are unknown: ``{"head_size": 64}``.
     ``shapes`` and ``strides`` are those of the tensor arguments in order (None for an absent
     one), or empty where they are unknown, as under ``torch.compile``.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +80,16 @@ class CudaAccelerator(Accelerator):
     def _graph_api(self) -> tuple[type[Any], Any]:
         return torch.cuda.CUDAGraph, torch.cuda.graph
 
+    def capture_to_graph(
+        self, graph: Any, pool: Any = None, stream: Any = None
+    ) -> AbstractContextManager[Any]:
+        """As everywhere; on a stream of the current device, where torch's own is of the one that
+        was current at the first capture. What other threads do meanwhile (a loader pins memory)
+        does not end it."""
+        if stream is None:
+            stream = _side_stream(torch.cuda.current_device())
+        return torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+
     def default_generator(self, device_index: int | None = None) -> torch.Generator:
         torch.cuda.init()  # which makes the generators
         return super().default_generator(device_index)
@@ -115,6 +126,12 @@ class CudaAccelerator(Accelerator):
     def export_envs(self) -> list[str]:
         """Those of the collectives, and on AMD of its runtime."""
         return ["NCCL", "TORCH_NCCL", *(["RCCL", "HSA"] if torch.version.hip else [])]
+
+
+@cache
+def _side_stream(device_index: int) -> Any:
+    """To record graphs on."""
+    return torch.cuda.Stream(device_index)
 
 
 def _driver() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,6 +97,16 @@ class XpuAccelerator(Accelerator):
         self.require("graphs")
         return torch.xpu.XPUGraph, torch.xpu.graph
 
+    def capture_to_graph(
+        self, graph: Any, pool: Any = None, stream: Any = None
+    ) -> AbstractContextManager[Any]:
+        """As everywhere; on a stream of the current device, where torch's own is of the one that
+        was current at the first capture."""
+        self.require("graphs")
+        if stream is None:
+            stream = _side_stream(self.current_device())
+        return super().capture_to_graph(graph, pool, stream)
+
     def default_generator(self, device_index: int | None = None) -> torch.Generator:
         torch.xpu.init()  # which makes the generators
         return super().default_generator(device_index)
@@ -112,6 +124,12 @@ class XpuAccelerator(Accelerator):
     def export_envs(self) -> list[str]:
         """Those of the collectives and of what they run on."""
         return ["CCL", "FI_", "I_MPI"]
+
+
+@cache
+def _side_stream(device_index: int) -> Any:
+    """To record graphs on."""
+    return torch.xpu.Stream(device_index)
 
 
 def _memory_info_refusal(error: RuntimeError) -> Refusal:

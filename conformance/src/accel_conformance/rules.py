@@ -137,6 +137,12 @@ _RULES = (
         "an output feature's bits do not depend on which others are computed beside it",
     ),
     Rule(
+        "2.25",
+        "unseen",
+        "a query's bits do not depend on NaN or infinity in keys and values that it does not see "
+        "for where it stands",
+    ),
+    Rule(
         "3.1",
         "family",
         "the builders of all families can be had by name, and an unknown name raises",

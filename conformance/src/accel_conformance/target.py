@@ -84,7 +84,7 @@ class Target:
             self.device,
             self.contract.key(tensors).dtype,
             grad,
-            self.contract.asked(self.contract.present(tensors), options),
+            self.contract.asked(self.contract.facts(tensors), options),
             tuple(None if t is None else tuple(t.shape) for t in tensors) if shapes else (),
             tuple(None if t is None else tuple(t.stride()) for t in tensors) if shapes else (),
         )

@@ -181,7 +181,7 @@ def _decision(case: Case, args: Arguments, dtype: torch.dtype) -> Decision:
     return ops.explain(
         case.op, device=contract.key(tensors).device, dtype=dtype, grad=case.backward,
         shapes=tuple(None if t is None else tuple(t.shape) for t in tensors),
-        **contract.asked(contract.present(tensors), options),
+        **contract.asked(contract.facts(tensors), options),
     )  # fmt: skip
 
 

@@ -268,5 +268,6 @@ ATTENTION = Contract(
     keyed_by="q",
     wide=("slopes",),
     presence=("mask", "slopes"),
+    sizes={"head_size": ("q", -1), "value_size": ("v", -1)},
     rowwise=False,
 )

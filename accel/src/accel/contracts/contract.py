@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -81,6 +81,8 @@ class Contract:
     ``schema``      torch schema of the arguments and result, without the name
     ``options``     argument names whose values implementations may refuse by
     ``presence``    optional tensors that implementations may refuse for being there
+    ``sizes``       dimensions that implementations may refuse by: a name of each, the tensor and
+                    which of its dimensions. Of few values, as requests are resolved for each
     ``check``       raises OpArgumentError unless the arguments keep the contract; metadata only
     ``fits``        whether the tensors' shapes and dtypes keep it, in half a microsecond; asked
                     per call, where ``check`` is asked per binding and when something went wrong
@@ -125,6 +127,7 @@ class Contract:
     keyed_by: str = "x"
     wide: tuple[str, ...] = ()
     presence: tuple[str, ...] = ()
+    sizes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     rowwise: bool = True
     keeps_results: bool = False
     unread: tuple[str, ...] = ()
@@ -149,16 +152,18 @@ class Contract:
         found: Tensor = tensors[list(self.parameters).index(self.keyed_by)]
         return found
 
-    def present(self, tensors: Sequence[Any]) -> tuple[bool, ...]:
-        """Of the tensors of :attr:`presence`, which are there."""
+    def facts(self, tensors: Sequence[Any]) -> tuple[int, ...]:
+        """Of the tensors of :attr:`presence`, which are there; then the :attr:`sizes`."""
         named = dict(zip(self.parameters, tensors))
-        return tuple(named[name] is not None for name in self.presence)
+        there = (named[name] is not None for name in self.presence)
+        return *there, *(int(named[name].shape[at]) for name, at in self.sizes.values())
 
-    def asked(self, present: Sequence[bool], options: Sequence[Any]) -> dict[str, Any]:
-        """What a request says: by name, the options that implementations may refuse by, and
-        whether the tensors are there that they may refuse."""
+    def asked(self, facts: Sequence[int], options: Sequence[Any]) -> dict[str, Any]:
+        """What a request says: by name, the options that implementations may refuse by, whether
+        the tensors are there that they may refuse, and the sizes."""
         named = dict(zip(list(self.parameters)[self.tensor_count :], options))
-        return {name: named[name] for name in self.options} | dict(zip(self.presence, present))
+        chosen = {name: named[name] for name in self.options}
+        return chosen | dict(zip((*self.presence, *self.sizes), facts))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """All arguments in order, defaults filled in."""

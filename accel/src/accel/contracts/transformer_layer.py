@@ -274,6 +274,7 @@ TRANSFORMER_LAYER = Contract(
     " -> Tensor",
     options=("heads", "pre_norm", "causal", "act", "attn_dropout", "hidden_dropout"),
     presence=("mask",),
+    sizes={"hidden_size": ("x", -1)},
     check=check,
     fits=fits,
     fake=fake,

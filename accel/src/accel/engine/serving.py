@@ -94,5 +94,6 @@ def _needed(spec: StackSpec, dtype: torch.dtype) -> list[tuple[str, dict[str, An
     for window in dict.fromkeys(map(spec.window, layers)):
         asked = {"window": window, "softcap": spec.score_softcap, "slopes": bool(spec.slopes)}
         asked |= {"dropout": spec.probability_dropout}
+        asked |= {"head_size": spec.head_dim, "value_size": spec.head_dim}
         found += [("attention", asked)]
     return found

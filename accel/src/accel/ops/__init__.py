@@ -10,6 +10,7 @@ torch_op.py     its torch.library op                  gradient.py    autograd ar
 from __future__ import annotations
 
 from collections import Counter
+from types import NoneType
 from typing import Any
 
 import torch
@@ -39,13 +40,15 @@ def explain(
     """Which implementation would serve, and why every other one would not. Loads nothing.
 
     ``device`` defaults to the accelerator's; ``shapes`` are those of the tensor arguments;
-    ``options`` are the op's own, such as ``act="silu"``, and of tensors that implementations may
-    refuse whether they are there: ``mask=True``. Print the result, or ``to_dict()`` it.
+    ``options`` are the op's own, such as ``act="silu"``; of tensors that implementations may refuse
+    whether they are there, ``mask=True``; and sizes that they may, ``head_size=64``, which are read
+    from ``shapes`` where these are given. What is not said of sizes nobody refuses. Print the
+    result, or ``to_dict()`` it.
     """
     contract = contract_of(op)
     if device is None:
         device = _selection.get_accelerator().device()
-    known = (*contract.options, *contract.presence)
+    known = (*contract.options, *contract.presence, *contract.sizes)
     unknown = set(options) - set(known)
     if unknown:
         raise TypeError(f"{op} has the options {known}, not {sorted(unknown)}")
@@ -55,6 +58,12 @@ def explain(
     for name in contract.presence:
         given[name] = options.get(name, False)
         require_flag(op, name, given[name])
+    told = dict(zip(contract.parameters, shapes))
+    for name, (tensor, at) in contract.sizes.items():
+        shape = told.get(tensor)
+        given[name] = options.get(name, shape[at] if shape else None)
+        if not isinstance(given[name], (int, NoneType)) or isinstance(given[name], bool):
+            raise TypeError(f"{op}: {name} must be a whole number, not {given[name]!r}")
     request = Request(op, torch.device(device), dtype, policy.exact or grad, given, shapes)
     return decide(request, policy, policy.registry.load_failures)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from accel.ops.watching import torch_is_watched
 
 Tensors = tuple[Any, ...]
 Options = tuple[Any, ...]
-Present = tuple[bool, ...]
+Facts = tuple[int, ...]
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
 _PLAIN_OR_NONE = _PLAIN | {type(None)}
@@ -38,7 +38,7 @@ _PER_SHAPE = object()
 _DOOR = """
 def door({tensors}, {options}):
     if is_compiling():
-        return traced(contract, ({tensors},), ({options}), ({told}), ({present}))
+        return traced(contract, ({tensors},), ({options}), ({told}), ({facts}))
     if (functorch_active() or dispatch_modes() or autocast_active()
             or forward_ad._current_level >= 0 or not ({plain})):
         return careful(contract, door, ({tensors},), ({options}))
@@ -49,7 +49,7 @@ def door({tensors}, {options}):
     options = ({options})
     try:
         policy = scoped_policy() or base_policy[0]
-        binding = policy.bound.get(("{name}", {key}.device, {key}.dtype, grad, options, {present}))
+        binding = policy.bound.get(("{name}", {key}.device, {key}.dtype, grad, options, {facts}))
         if binding is None or binding is PER_SHAPE:
             binding = bound(contract, ({tensors},), options, grad)
         if grad:
@@ -72,7 +72,7 @@ def of(contract: Contract) -> Callable[..., Any]:
         tensors=", ".join(tensors),
         options="".join(f"{name}, " for name in options),
         told="".join(f"{name if name in contract.options else None}, " for name in options),
-        present="".join(f"{name} is not None, " for name in contract.presence),
+        facts="".join(_facts(contract)),
         plain=" and ".join(map(_plain, parameters[: contract.tensor_count])),
         requires_grad=" or ".join(map(_requires_grad, parameters[: contract.tensor_count])),
     )
@@ -95,6 +95,14 @@ def _plain(parameter: inspect.Parameter) -> str:
     return f"type({parameter.name}) in {'PLAIN_OR_NONE' if _optional(parameter) else 'PLAIN'}"
 
 
+def _facts(contract: Contract) -> Iterator[str]:
+    """What :meth:`Contract.facts` says, as expressions."""
+    for name in contract.presence:
+        yield f"{name} is not None, "
+    for name, at in contract.sizes.values():
+        yield f"{name}.shape[{at}], "
+
+
 def _requires_grad(parameter: inspect.Parameter) -> str:
     given = f"{parameter.name}.requires_grad"
     return f"({parameter.name} is not None and {given})" if _optional(parameter) else given
@@ -108,8 +116,8 @@ def bound(contract: Contract, tensors: Tensors, options: Options, grad: bool) ->
     """The binding for these arguments under the policy in force, made if need be."""
     contract.check(*tensors, *options)
     policy, key = _policy.current(), contract.key(tensors)
-    present = contract.present(tensors)
-    for_any_shape = (contract.name, key.device, key.dtype, grad, options, *present)
+    facts = contract.facts(tensors)
+    for_any_shape = (contract.name, key.device, key.dtype, grad, options, *facts)
     shapes: tuple[tuple[int, ...] | None, ...] = ()
     strides: tuple[tuple[int, ...] | None, ...] = ()
     if not any(t._has_symbolic_sizes_strides for t in tensors if t is not None):
@@ -120,7 +128,7 @@ def bound(contract: Contract, tensors: Tensors, options: Options, grad: bool) ->
         found = policy.bound.get(case)
         if isinstance(found, Binding):
             return found
-    request = _request(contract, key.device, key.dtype, policy, grad, options, present)
+    request = _request(contract, key.device, key.dtype, policy, grad, options, facts)
     binding = bind(replace(request, shapes=shapes, strides=strides), policy, options)
     if any(verdict.impl.reads_shapes for verdict in binding.decision.verdicts):
         policy.bound[for_any_shape] = _PER_SHAPE
@@ -145,7 +153,7 @@ def into(
     if watched_by_torch((*tensors, out)):
         return out.copy_(door(*tensors, *options))
     key = contract.key(tensors)
-    case = (contract.name, key.device, key.dtype, False, options, *contract.present(tensors))
+    case = (contract.name, key.device, key.dtype, False, options, *contract.facts(tensors))
     found = (_policy.scoped.get() or _policy.base[0]).bound.get(case)
     if isinstance(found, Binding) and contract.fits(*tensors):
         binding = found
@@ -178,9 +186,9 @@ def watched_by_torch(tensors: Tensors) -> bool:
 
 def _request(
     contract: Contract, device: torch.device, dtype: torch.dtype, policy: Policy, grad: bool,
-    options: Options, present: Present,
+    options: Options, facts: Facts,
 ) -> Request:  # fmt: skip
-    given = contract.asked(present, options)
+    given = contract.asked(facts, options)
     # Where rows must be exact, what generates must be what trains: resolved as if recording.
     return Request(contract.name, device, dtype, policy.exact or grad, given)
 
@@ -225,7 +233,7 @@ def _cast(contract: Contract, tensors: Tensors) -> Tensors:
 
 
 def _traced(
-    contract: Contract, tensors: Tensors, options: Options, told: Options, present: Present
+    contract: Contract, tensors: Tensors, options: Options, told: Options, facts: Facts
 ) -> Any:
     """Under torch.compile the implementation is resolved once, while tracing, from metadata.
 
@@ -235,10 +243,11 @@ def _traced(
     key = contract.key(tensors)
     if torch.is_autocast_enabled(key.device.type):
         with torch.autocast(key.device.type, enabled=False):
-            return _traced(contract, _cast(contract, tensors), options, told, present)
+            return _traced(contract, _cast(contract, tensors), options, told, facts)
     grad = _records(tensors)
     known = tuple(map(_constant, told))
-    namespace, name = _resolved(contract.name, key.device, key.dtype, grad, known, present)
+    facts = tuple(map(_constant, facts))
+    namespace, name = _resolved(contract.name, key.device, key.dtype, grad, known, facts)
     op = getattr(getattr(torch.ops, namespace), name).default
     return op(*tensors, *options)
 
@@ -252,11 +261,11 @@ def _constant(option: Any) -> Any:
 
 def _resolved(
     op: str, device: torch.device, dtype: torch.dtype, grad: bool, options: Options,
-    present: Present,
+    facts: Facts,
 ) -> tuple[str, str]:  # fmt: skip
     """Namespace and name of the torch op: constants that dynamo can put into its graph."""
     policy = _policy.current()
-    request = _request(CONTRACTS[op], device, dtype, policy, grad, options, present)
+    request = _request(CONTRACTS[op], device, dtype, policy, grad, options, facts)
     chosen = bind(request, policy, options).op
     return chosen.namespace, chosen._opname
 

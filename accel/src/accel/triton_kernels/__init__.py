@@ -9,7 +9,7 @@ builders.py      the builders that backends subclass        tuning.py   what a b
 launching.py     from tensors to a launch                   product.py  sums over K, in one order
 activation.py    activations                                rows.py     rows as kernels read them
 curves.py        tanh, and activations' slopes              random.py   what dropout leaves
-others           one op or a few of a kind
+limits.py        what they cannot do, told without triton   others      one op or a few of a kind
 
 What every kernel keeps: fp16 and bf16 are widened to fp32 and never computed in; an fp32 product is
 one of fp32 ("ieee", no TF32); a row is summed in one order, whatever stands beside it and however

@@ -17,13 +17,14 @@ from accel.triton_kernels import attention_backward as back
 from accel.triton_kernels import attention_forward as forth
 from accel.triton_kernels import launching
 from accel.triton_kernels.elementwise import least_of, survivor_of
+from accel.triton_kernels.limits import HEAD_BYTES, largest_head
 from accel.triton_kernels.rows import ALIGNED, Gradients, aligned, launch, power_of_two
 from accel.triton_kernels.tuning import Tuning
 
 ROWS = 16  # of a tile, whatever there is: see product.py
 SPLIT = 256  # keys
+FARTHEST = 1 << 30  # of a window: places of keys are int32, and this is added to them
 WARPS = 4  # the sum of a row's weights goes over them, so no tuning
-LARGEST = 512  # elements of a head
 PROGRAMS = 512  # below so many a GPU has nothing to do: splits go to programs of their own
 ROOM = 1 << 26  # bytes for what these leave
 
@@ -52,10 +53,10 @@ class _Call:
         window: int | None, softcap: float | None, dropout: float,
     ) -> _Call:  # fmt: skip
         launching.require_one_device(q, k, v, spans, mask, slopes, seed)
-        if max(q.shape[2], v.shape[2]) > LARGEST:
+        if max(q.shape[2], v.shape[2]) > largest_head(q.dtype):  # of who did not ask reasons()
             raise OpArgumentError(
-                f"attention: heads may have {LARGEST} elements with these kernels; found "
-                f"{q.shape[2]} of queries and {v.shape[2]} of values; use "
+                f"attention: heads may have {largest_head(q.dtype)} elements with these kernels; "
+                f"found {q.shape[2]} of queries and {v.shape[2]} of values; use "
                 f'accel.ops.use("attention=torch")'
             )
         if in_host_memory(spans):  # elsewhere to read them is to wait: kernels make NaN of such
@@ -95,7 +96,8 @@ class _Call:
     def numbers(self) -> tuple[float, ...]:
         """scale, softcap, window, least, survivor"""
         p = self.dropout
-        return self.scale, self.softcap or 0.0, self.window or 0, least_of(p), survivor_of(p)
+        window = min(self.window or 0, FARTHEST)
+        return self.scale, self.softcap or 0.0, window, least_of(p), survivor_of(p)
 
     def constants(self) -> dict[str, Any]:
         d, e = (max(power_of_two(size), 16) for size in (self.q.shape[2], self.v.shape[2]))
@@ -104,6 +106,12 @@ class _Call:
             "CAPPED": self.softcap is not None, "DEPTH": d, "WIDTH": e,
             "KEYS": _keys(max(d, e), self.q.dtype), "SPANS": max(power_of_two(len(self.spans)), 16),
         }  # fmt: skip
+
+    def hides(self) -> bool:
+        """Whether rows of a tile may see some of a block of keys and others not. Of one query a
+        span, as in a decode step, the last key is its own, and what follows is not read."""
+        alone = self.q.shape[0] == len(self.spans)
+        return self.mask is not None or self.window is not None or (self.causal and not alone)
 
     def tiles(self, rows: int) -> int:
         """How many there are at most: two spans may share a tile's rows."""
@@ -131,6 +139,12 @@ def _keys(size: int, dtype: torch.dtype) -> int:
     """Of a block, as many as leave room for others on their way: part of the definition of a row's
     sums."""
     return min(max((1 << 14) // (size * dtype.itemsize), 16), 64)
+
+
+def _rows(constants: dict[str, Any], dtype: torch.dtype) -> int:
+    """Of a tile of the gradient: half as many where heads are so large that they would not fit."""
+    size = max(constants["DEPTH"], constants["WIDTH"]) * dtype.itemsize
+    return back.ROWS if size <= HEAD_BYTES // 2 else back.ROWS // 2
 
 
 def attention(tuning: Tuning, *args: Any) -> Tensor:
@@ -165,11 +179,16 @@ def _attended(call: _Call, log_sums: Tensor | None) -> Tensor:
         places = (*grid, splits, ROWS)
         tops, totals = (y.new_empty(places, dtype=torch.float32) for _ in range(2))
         parts = y.new_empty((*places, constants["WIDTH"]), dtype=torch.float32)
+    tensors = (
+        call.q, call.k, call.v, call.spans, call.mask, call.slopes, call.seed, y, log_sums,
+    )  # fmt: skip
+    numbers = (
+        *call.sizes(), splits, *call.limits(), *call.strides(), scale, softcap, window, least,
+        survivor,
+    )  # fmt: skip
     launch(
-        forth.attend, (*grid, lanes), WARPS,
-        call.q, call.k, call.v, call.spans, call.mask, call.slopes, call.seed, y, log_sums, tops,
-        totals, parts, *call.sizes(), splits, *call.limits(), *call.strides(), scale, softcap,
-        window, least, survivor, **constants,
+        forth.attend, (*grid, lanes), WARPS, *tensors, tops, totals, parts, *numbers, MEND=False,
+        **constants,
     )  # fmt: skip
     if lanes > 1:
         taken = ("CAUSAL", "WINDOW", "WIDTH", "ROWS", "SPLIT", "SPANS")
@@ -177,6 +196,11 @@ def _attended(call: _Call, log_sums: Tensor | None) -> Tensor:
             forth.merge, grid, WARPS,
             call.spans, y, log_sums, tops, totals, parts, m, n, count, heads, group, e, splits,
             *call.limits(), window, survivor, **{name: constants[name] for name in taken},
+        )  # fmt: skip
+    if call.hides():
+        launch(
+            forth.attend, (*grid, 1), WARPS, *tensors, None, None, None, *numbers, MEND=True,
+            **constants,
         )  # fmt: skip
     return y
 
@@ -201,7 +225,8 @@ def _backward(grad: Tensor, needs: Sequence[bool], *args: Any, kept: Sequence[Te
         return dq, dk, dv, *none
     grad = aligned(grad)
     deltas = torch.empty_like(log_sums)
-    constants = {**call.constants(), "ROWS": back.ROWS}
+    rows = _rows(constants := call.constants(), call.q.dtype)
+    constants["ROWS"] = rows
     launch(back.deltas, (m, heads), 1, grad, y, deltas, heads, e, WIDTH=constants["WIDTH"])
     scale, softcap, window, least, survivor = call.numbers()
     rest = (
@@ -212,7 +237,7 @@ def _backward(grad: Tensor, needs: Sequence[bool], *args: Any, kept: Sequence[Te
         *call.sizes(), *call.limits(), *call.strides(), scale, softcap, window, least, survivor,
     )  # fmt: skip
     if dq is not None:
-        grid = (call.tiles(back.ROWS), heads // group)
+        grid = (call.tiles(rows), heads // group)
         launch(back.of_queries, grid, WARPS, *rest, dq, *numbers, **constants)
     if dk is not None or dv is not None:
         grid = (-(-n // constants["KEYS"]), heads // group)

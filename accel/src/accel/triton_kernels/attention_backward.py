@@ -20,7 +20,7 @@ from accel.triton_kernels.attention_rows import (
     span_of,
 )
 
-ROWS = 32  # of a tile: gradients need not be those of a row alone
+ROWS = 32  # of a tile at most: gradients need not be those of a row alone
 
 
 @triton.jit

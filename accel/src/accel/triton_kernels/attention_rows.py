@@ -82,7 +82,8 @@ def scored(
         if not CAUSAL:
             seen = seen & (j < at + window)
     if mask is not None:
-        place = number * mask_span + head.to(tl.int64) * mask_head + i.to(tl.int64) * mask_query + j
+        place = tl.cast(number, tl.int64) * mask_span + head.to(tl.int64) * mask_head
+        place = place + i.to(tl.int64) * mask_query + j
         added = tl.load(mask + place, mask=seen, other=0.0).to(tl.float32)
         s = tl.where(added == float("-inf"), added, s + added)
     if slopes is not None:

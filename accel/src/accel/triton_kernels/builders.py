@@ -24,6 +24,7 @@ from accel.contracts import CONTRACTS
 from accel.op_builder import Impl, Kernel, OpBuilder, Request
 from accel.refusal import Refusal
 from accel.triton_kernels import BACKWARDS, FORWARDS, INTO, KERNELS
+from accel.triton_kernels.limits import head_refusals
 from accel.triton_kernels.tuning import Tuning
 
 PACKAGE = "accel.triton_kernels"
@@ -99,6 +100,10 @@ class TritonLinearBuilder(TritonBuilder):
 
 class TritonTransformerBuilder(TritonBuilder):
     """What goes row by row, attention, and the layer made of them."""
+
+    def reasons(self, impl: Impl, request: Request) -> list[Refusal]:
+        refused = super().reasons(impl, request)
+        return refused if impl.id in self.beside else refused + head_refusals(request)
 
 
 class TritonTilingBuilder(TritonBuilder):

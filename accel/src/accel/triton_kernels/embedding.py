@@ -21,7 +21,7 @@ def _embedding(ids, w, y, count, columns, w_row, w_column, BLOCK: tl.constexpr):
     id = tl.load(ids + row).to(tl.int64)
     known = (id >= 0) & (id < count)
     held = column < tl.where(known, columns, 0)
-    value = tl.load(w + id * w_row + column * w_column, mask=held)
+    value = tl.load(w + id * w_row + column.to(tl.int64) * w_column, mask=held)
     # An id out of range is NaN, where a host would have raised: nothing is read outside.
     value = tl.where(held, value, float("nan")).to(y.dtype.element_ty)
     tl.store(y + row * columns + column, value, mask=inside)

@@ -33,7 +33,8 @@ class _Adjustment:
 
     @property
     def numbers(self) -> tuple[float, float, float]:
-        return self.scale, self.softcap or 0.0, self.temperature
+        # Who calls may have said 2: a whole number would be one in the kernel too.
+        return float(self.scale), float(self.softcap or 0), float(self.temperature)
 
     @property
     def constants(self) -> dict[str, Any]:

@@ -23,4 +23,4 @@ def kept(seed, row, column, least):
     pair = (column // 2 + 1).to(tl.uint64)
     bits = mixed(state + pair * gamma)
     half = tl.where(column % 2 == 0, bits & 0xFFFFFFFF, bits >> 32)
-    return half >= least.to(tl.uint64)
+    return half >= tl.cast(least, tl.uint64)  # 1 is a constant of the compiler's

@@ -23,7 +23,7 @@ def _rotary(
     INTERLEAVED: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]).to(tl.int64)
     pair = tl.arange(0, PAIRS)[None, :]
     inside = (head < heads) & (pair < pairs)
     c = tl.load(cos + row * pairs + pair, mask=pair < pairs, other=0.0)

@@ -52,12 +52,26 @@ def neighbours_counted_for_nothing(kernel: Kernel) -> Kernel:
     return faulty
 
 
-@fault("padded", "rows/*/padded", also="rows", op="attention", shape_invariant=True)
+@fault("padded", "rows/*/padded", also="rows unseen", op="attention", shape_invariant=True)
 def queries_zeroed_by_a_product(kernel: Kernel) -> Kernel:
     """Padded queries are multiplied away all at once, with those beside them."""
 
     def faulty(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *rest: Any) -> Tensor:
         before = v.new_zeros(1, *v.shape[1:])
         return kernel(q, k, v + 0 * torch.cat((before, v[:-1])), spans, *rest)
+
+    return faulty
+
+
+@fault("unseen", "rows/*/unseen", op="attention", shape_invariant=True)
+def unseen_values_times_nothing(kernel: Kernel) -> Kernel:
+    """The values that a query does not see have the weight 0, and 0 times NaN is NaN."""
+
+    def faulty(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *rest: Any) -> Tensor:
+        result = kernel(q, k, v, spans, *rest)
+        for q_start, q_len, k_start, k_len in spans.tolist():
+            nothing = (0 * v[k_start : k_start + k_len]).sum()
+            result[q_start : q_start + q_len] += nothing
+        return result
 
     return faulty

@@ -1,7 +1,9 @@
 """Padding invariance, bitwise, of implementations that claim shape invariance.
 
 Rows stand among rows of NaN; sequences of attention are packed, padded left and padded right, with
-NaN where nobody may look. Each arrangement has the bits of the rows by themselves.
+NaN where nobody may look. Each arrangement has the bits of the rows by themselves. And within a
+sequence a query has the bits it has whatever is behind it, or outside its window: a step that reads
+no more than it sees has them too. (What a mask hides is read, and 0 times NaN is NaN.)
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ def cases(subject: Subject) -> Iterator[Case]:
             about = f"rows/{target.op}/{target.impl.id}/{name_of(dtype)}"
             who = (target.op, target.impl.id, name_of(dtype))
             yield Case(f"{about}/padded", partial(padded, target, dtype, arranged), *who)
+            if target.op == "attention":
+                yield Case(f"{about}/unseen", partial(unseen, target, dtype), *who)
 
 
 def padded(target: Target, dtype: torch.dtype, arranged: Any, seen: Evidence) -> None:
@@ -52,6 +56,47 @@ def padded(target: Target, dtype: torch.dtype, arranged: Any, seen: Evidence) ->
             found = tuple(result[rows] for result in everything)
             says = f"{where}, rows have other bits than by themselves"
             seen.expect("padded", same_bits(found, wanted), says)
+
+
+# What is said in words, options, the keys that are spoilt, and the queries that do not see them;
+# of one sequence
+SPOILT = (
+    ("behind a query", {}, slice(40, None), slice(0, 40)),
+    ("before its window", {"window": 9}, slice(0, 20), slice(28, None)),
+    ("outside its window", {"window": 9, "causal": False}, slice(30, 31), slice(39, None)),
+)
+
+
+def unseen(target: Target, dtype: torch.dtype, seen: Evidence) -> None:
+    contract, length = target.contract, LENGTHS[0]
+    q, k, v = (t[:length] for t in _drawn(contract, dtype, target.device).values())
+    spans = torch.tensor([[0, length, 0, length]], device=target.device)
+    with target.alone():
+        for where, options, hidden, rows in SPOILT:
+            args = contract.bind((q, k, v, spans), options)
+            if target.declines(seen, args):
+                return
+            seen.ran = target.bound(args)
+            (wanted,) = regroup.by_row(target.call(args), length)
+            for of, value in ((k, math.nan), (v, math.nan), (v, math.inf)):
+                spoilt = of.clone()
+                spoilt[hidden] = value
+                others = (spoilt, v) if of is k else (k, spoilt)
+                args = contract.bind((q, *others, spans), options)
+                (found,) = regroup.by_row(target.call(args), length)
+                says = f"a {value} {where} changes its bits"
+                seen.expect("unseen", same_bits((found[rows],), (wanted[rows],)), says)
+                own = found[hidden].isfinite().all(-1)
+                seen.expect("contained", not own.any(), f"a {value} was lost to who sees it")
+
+
+def _drawn(contract: Contract, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """q, k and v of sequences one behind the other."""
+    shapes = {"q": (HEADS, HEAD_DIM), "k": (KEY_HEADS, HEAD_DIM), "v": (KEY_HEADS, HEAD_DIM)}
+    return {
+        name: Draw(contract.name).plain(f"padded.{name}", (sum(LENGTHS), *shape), dtype, device)
+        for name, shape in shapes.items()
+    }
 
 
 def _arrange(contract: Contract) -> Any:
@@ -78,11 +123,7 @@ def _sequences(
     """Sequences packed one behind the other, then in a batch as long as the longest."""
     lengths = torch.tensor(LENGTHS)
     longest, batch = int(lengths.max()), len(LENGTHS)
-    shapes = {"q": (HEADS, HEAD_DIM), "k": (KEY_HEADS, HEAD_DIM), "v": (KEY_HEADS, HEAD_DIM)}
-    packed = {
-        name: Draw(contract.name).plain(f"padded.{name}", (sum(LENGTHS), *shape), dtype, device)
-        for name, shape in shapes.items()
-    }
+    packed = _drawn(contract, dtype, device)
     lines = torch.arange(batch) * longest
     for where, rows, starts in (
         ("", sum(LENGTHS), lengths.cumsum(0) - lengths),

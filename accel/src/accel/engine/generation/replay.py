@@ -32,7 +32,7 @@ class TokenForward:
         self._model = model
         self._call = call
         self._accelerator = accelerator
-        self._began = False
+        self._ran: torch.Size | None = None  # the last tokens that were not recorded
         self._graph: Any = None
         self._token: Tensor | None = None
         self._projected: Tensor | None = None
@@ -40,15 +40,20 @@ class TokenForward:
     def __call__(self, token: Tensor) -> Tensor:
         if self._token is not None and self._token.shape == token.shape:
             return self._replayed(token)
-        if self._accelerator is None or not self._began:
+        if self._accelerator is None or self._is_new(token, self._accelerator):
             # The first is not recorded: it may choose and compile what serves, and it tells whether
             # a kernel looks at values on the host, as eager torch's attention does.
-            self._began, seen = True, reads()
+            self._ran, seen = token.shape, reads()
             projected = self._run(token)
             if reads() != seen:
                 self._accelerator = None
             return projected
         return self._recorded(token, self._accelerator)
+
+    def _is_new(self, token: Tensor, accelerator: Accelerator) -> bool:
+        """Whether something may have to be compiled or loaded for as many tokens, which a device
+        does not do while it records. Where work runs as it is recorded, what is new may be."""
+        return self._ran is None or (not accelerator.captures_run and self._ran != token.shape)
 
     def _run(self, token: Tensor) -> Tensor:
         return self._model(token[:, None], call=self._call)  # type: ignore[no-any-return]
@@ -90,6 +95,14 @@ def graphs_for(model: nn.Module, device: torch.device, wanted: bool | None) -> A
             raise UnsupportedCapability(
                 f"enable_cuda_graph: the model is on {device}, and graphs are those of the current "
                 f"accelerator, {accelerator.name!r}; choose one for {device.type}, or leave it None"
+            )
+        return None
+    if device.index not in (None, accelerator.current_device()):
+        if wanted:
+            raise UnsupportedCapability(
+                f"enable_cuda_graph: the model is on {device}, and graphs are recorded on the "
+                f"current device, number {accelerator.current_device()}; call "
+                f"accel.get_accelerator().set_device({device.index}) before, or leave it None"
             )
         return None
     if wanted:

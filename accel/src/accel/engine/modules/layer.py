@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from accel.engine.parallel.share import Heads
 from accel.engine.sequences import Sequences
 from accel.engine.spec import StackSpec
 from accel.layers.hooks import has_hooks
+from accel.ops.watching import torch_is_watched
 
 
 class DecoderLayer(Forward):
@@ -91,6 +93,13 @@ class DecoderLayer(Forward):
         module = self.module
         asked = module.training and getattr(module, "gradient_checkpointing", False)
         return asked and torch.is_grad_enabled()
+
+
+@lru_cache(maxsize=64)
+def _falls(slopes: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Slopes on a device. Kept, since a graph cannot record a copy from the host."""
+    with torch.inference_mode(False):  # so that a training step may use them too
+        return torch.tensor(slopes, dtype=dtype, device=device)
 
 
 class Attention(Branch):
@@ -173,7 +182,8 @@ class Attention(Branch):
     ) -> Tensor:
         spec, falls = self.spec, None
         if slopes is not None:
-            falls = torch.tensor(slopes, dtype=WIDE[q.dtype], device=q.device)
+            made = _falls.__wrapped__ if torch_is_watched() else _falls
+            falls = made(slopes, WIDE[q.dtype], q.device)
         return ops.attention(
             q, k, v, spans, causal=spec.causal, scale=spec.scales[self.index], slopes=falls,
             window=spec.window(self.index), softcap=spec.score_softcap, **self._dropout(q),
