@@ -69,7 +69,8 @@ def linear(x, w, b, act, out_dtype):
     y = x.new_empty(len(rows), len(w))
     for row, out in zip(rows, y):
         z = (w * row).sum(-1)
-        out.copy_(ACTS[act](z if b is None else z + b))
+        # Of fp32 torch's sigmoid has other bits behind the last whole vector.
+        out.copy_(ACTS[act]((z if b is None else z + b).double()))
     return y.reshape(*x.shape[:-1], len(w)).to(out_dtype or x.dtype)
 """
 
