@@ -115,7 +115,8 @@ def test_spans_that_are_alike_are_one_call(monkeypatch):
 
 
 def picky(impl, request):
-    assert request.options.keys() == {"mask", "slopes", "window", "softcap", "dropout"}
+    sizes = {"head_size", "value_size"}
+    assert request.options.keys() == {"mask", "slopes", "window", "softcap", "dropout", *sizes}
     found = request.options["mask"]
     return [Refusal("option", "no mask", "a mask")] if found else []
 
