@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 import torch.multiprocessing as mp
+from joining import and_leave
 
 from accel.native import cache as native_cache
 
@@ -85,7 +86,8 @@ def in_processes(tmp_path_factory, build_cache):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCEL_BACKEND", "cpu")
             patch.setenv("ACCEL_CACHE_DIR", str(build_cache))
-            processes = mp.spawn(work, (port, folder, *given), nprocs=count, join=False)
+            given = (work, port, folder, *given)
+            processes = mp.spawn(and_leave, given, nprocs=count, join=False)
         until = time.monotonic() + ENOUGH
         try:
             while not (_all_ended(processes) if mortal else processes.join(timeout=1)):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from joining import leave
 
 import accel
 
@@ -80,3 +81,4 @@ def main(folder):
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    leave()

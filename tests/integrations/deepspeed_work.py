@@ -9,6 +9,7 @@ import deepspeed
 import models
 import torch
 import torch.distributed as dist
+from joining import leave
 from torch import nn
 
 import accel
@@ -166,3 +167,4 @@ def main(folder):
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    leave()

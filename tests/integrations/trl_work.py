@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import trl_trainers as trainers
+from joining import leave
 from python_bytes import byte_model
 
 import accel
@@ -64,3 +65,4 @@ def main(folder):
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    leave()
