@@ -120,6 +120,8 @@ class Interrupted(list):
     """Somebody presses Ctrl-C when it is read."""
 
     def __iter__(self):
+        # Of what a shell runs in the background it is ignored, and Python then leaves it so.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
         return super().__iter__()
 
