@@ -9,6 +9,7 @@ import models
 import pytest
 import sharing
 import torch
+from agreement import gamma
 from joining import joined
 from measures import seeded
 from sharing_ways import said
@@ -165,7 +166,10 @@ def test_a_wrapper_that_is_the_root_trains_and_generates_as_one_process(found, c
     ids, settings = asked(rank)
     alone = engine_of(MAKERS[case[0]]())
     sharing.same_rollout(before, alone.generate(ids, **settings))
-    assert torch.equal(loss, alone(ids, labels=ids).loss.detach())
+    # Logits are bitwise alike; torch's mean over them is not (2.8: a bit, by where they lie).
+    whole = alone(ids, labels=ids)
+    summed = gamma(torch.float32, whole.logits.numel())
+    assert loss.item() == pytest.approx(whole.loss.item(), rel=summed)
     alone.model.load_state_dict(state)
     sharing.same_rollout(after, alone.generate(ids, **settings))
     assert not torch.equal(after.logprobs, before.logprobs), "it has learned something"
