@@ -122,6 +122,23 @@ def test_what_counts_goes_on_counting(acc):
     assert count == 6
 
 
+def test_a_gradient_sees_what_was_written_through_a_view(acc):
+    kept, p = torch.zeros(4), torch.ones(4, requires_grad=True)
+    graph, _ = captured(acc, lambda: kept[1:].add_(1))
+    y = (p * kept).sum()
+    acc.replay_graph(graph)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")  # torch's will go
+def test_views_of_tensors_of_another_kind_are_their_own(acc):
+    q = torch.quantize_per_tensor(torch.randn(4, 6), 0.1, 0, torch.qint8)
+    graph, made = captured(acc, lambda: q.view(6, 4).dequantize())
+    acc.replay_graph(graph)
+    assert torch.equal(made, q.view(6, 4).dequantize())
+
+
 def test_random_numbers_are_drawn_anew(acc):
     graph, made = captured(acc, lambda: torch.rand(8))
     first = made.clone()

@@ -97,7 +97,9 @@ bool only_views(const c10::FunctionSchema& schema) {
 std::optional<View> view_of(const Stack& arguments, const Stack& results) {
   if (!results[0].isTensor() || !arguments[0].isTensor()) return std::nullopt;
   const at::Tensor &whole = arguments[0].toTensor(), &part = results[0].toTensor();
-  const bool lies = whole.defined() && part.defined() && whole.layout() == at::kStrided &&
+  const bool plain = whole.defined() && !whole.is_quantized() && !whole.is_nested() &&
+                     !whole.key_set().has(c10::DispatchKey::Python);
+  const bool lies = plain && part.defined() && whole.layout() == at::kStrided &&
                     part.layout() == at::kStrided && part.is_alias_of(whole) &&
                     part.dtype() == whole.dtype() && part.key_set() == whole.key_set();
   if (!lies) return std::nullopt;
@@ -111,6 +113,10 @@ at::Tensor viewed(const at::Tensor& whole, const View& view) {
       c10::TensorImpl::VIEW, c10::Storage(whole.storage()), whole.key_set(), whole.dtype());
   part.unsafeGetTensorImpl()->set_sizes_and_strides(view.sizes, view.strides,
                                                     whole.storage_offset() + view.offset);
+  // What is written through it is seen by who has kept the whole for a gradient.
+  if (!whole.is_inference()) {
+    part.unsafeGetTensorImpl()->set_version_counter(whole.unsafeGetTensorImpl()->version_counter());
+  }
   return part;
 }
 
