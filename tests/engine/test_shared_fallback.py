@@ -59,7 +59,8 @@ def one_of_two(rank, config):
 def both(rank, config):
     engine = accel.HybridEngine(sharded(), config=config)
     given = prompts(rank)[: 0 if rank else 2]  # one has no prompts
-    return engine.generate(prompts(rank), **BEAMS), engine.generate(given, **BEAMS)
+    synced = {**BEAMS, "synced_gpus": True}  # for which transformers has messages of its own
+    return engine.generate(prompts(rank), **BEAMS), engine.generate(given, **synced)
 
 
 def under_deepspeeds_names(rank):
@@ -81,6 +82,8 @@ def of_shared_rollouts(rank):
     given = {"inputs_embeds": embeds} if rank else {"input_ids": ids}
     found.append(engine.generate(**given, **alike))
     found.append(engine.generate(ids, **alike))
+    for none in (ids[:0], None):
+        found.append(engine.generate(none if rank else ids, **BEAMS))
     return found
 
 
@@ -192,11 +195,15 @@ def test_so_do_they_under_deepspeeds_names(found, rank):
 
 @pytest.mark.parametrize("rank", range(2))
 def test_those_that_make_one_rollout_fall_back_together(found, rank):
-    beams, refused_one, served = found[rank]["of_shared_rollouts"]
+    beams, refused_one, served, *some = found[rank]["of_shared_rollouts"]
     assert torch.equal(beams, theirs(rank, **BEAMS))
     want = theirs(rank, **ALL)
     assert torch.equal(refused_one, want[:, -5:] if rank else want)
     assert torch.equal(served, accel.HybridEngine(adapted()).generate(prompts(rank), **ALL))
+    if rank:
+        assert [tuple(made.shape) for made in some] == [(0, 6), (0, 0)]
+    else:
+        assert all(torch.equal(made, beams) for made in some)
 
 
 def test_one_that_falls_back_by_itself_is_told_apart(found):

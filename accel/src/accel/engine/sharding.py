@@ -163,7 +163,8 @@ def reasons(
             f"parameters outside of them: {lost[0]}{more}, which a module around this "
             f"{type(outer).__name__} gathers, or nothing of fully_shard's",
             "give the outermost module that fully_shard, or Accelerate's prepare, has made: "
-            "accel.hybridize(wrapper), or HybridEngine(wrapper)",
+            "accel.hybridize(wrapper), or HybridEngine(wrapper); if that is what was given, call "
+            "fully_shard on it too, after the modules in it",
         )
 
 

@@ -108,10 +108,11 @@ class _Call:
         }  # fmt: skip
 
     def hides(self) -> bool:
-        """Whether rows of a tile may see some of a block of keys and others not. Of one query a
-        span, as in a decode step, the last key is its own, and what follows is not read."""
-        alone = self.q.shape[0] == len(self.spans)
-        return self.mask is not None or self.window is not None or (self.causal and not alone)
+        """Whether rows of a tile may see some of a block of keys and others not. Of a lone query
+        the last key is its own, and what follows is not read; as many spans as queries say less,
+        since some may be empty, and to read them is to wait."""
+        several = self.q.shape[0] > 1
+        return self.mask is not None or self.window is not None or (self.causal and several)
 
     def tiles(self, rows: int) -> int:
         """How many there are at most: two spans may share a tile's rows."""

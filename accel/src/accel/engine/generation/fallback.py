@@ -35,17 +35,19 @@ def require_transferable(asked: Asked, refused: UnsupportedCapability) -> None:
 
 
 def by_transformers(
-    model: nn.Module, asked: Asked, refused: UnsupportedCapability, company: Company
-) -> Any:
+    model: nn.Module, asked: Asked, refused: UnsupportedCapability, company: Company, *,
+    grouped: bool = False,
+) -> Any:  # fmt: skip
     """The model's own ``generate``, called with what was asked.
 
     Where ``company`` gathers parameters forward by forward, every one of its forwards is announced
-    to the others, who run along. A process without prompts gets its ids back.
+    to the others, who run along. There, and where ranks are ``grouped`` for one rollout, a process
+    without prompts gets its ids back.
     """
     require_transferable(asked, refused)
     fed = asked.ids if asked.embeds is None else asked.embeds
     with _own_forwards(model):
-        if company and not len(fed if fed is not None else ()):
+        if (company or grouped) and not len(fed if fed is not None else ()):
             found = fed
         else:
             found = _made(model, asked, refused, company)
@@ -63,7 +65,7 @@ def _made(model: nn.Module, asked: Asked, refused: UnsupportedCapability, compan
     own: Any = type(model)
     given = {name: value for name, value in asked.given().items() if value is not None}
     if company:  # which knows who goes on; transformers would ask by messages of its own
-        given.setdefault("synced_gpus", False)
+        given["synced_gpus"] = False
     with _announced(model, company):
         return own.generate(model, **given)
 

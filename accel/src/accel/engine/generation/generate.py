@@ -190,8 +190,9 @@ class Generate:
 
     def _hand_over(self, asked: Asked, refused: UnsupportedCapability, company: Company) -> Any:
         """By transformers' ``generate``; others that hold parts of the parameters go their way."""
+        grouped = self.share is not None
         with self._gathered(company, own=True):
-            return by_transformers(self.model, asked, refused, company)
+            return by_transformers(self.model, asked, refused, company, grouped=grouped)
 
     @contextmanager
     def _gathered(self, company: Company, *, own: bool = False) -> Iterator[None]:

@@ -93,6 +93,8 @@ class SharedGenerate(Generate):
         refused = [offer.refused for offer in offers if offer.refused]
         if refused:
             self.made = self.reused = 0
+            if asked.ids is None and asked.embeds is None:
+                asked = replace(asked, ids=mine.ids)  # none
             with company.telling():
                 reason = mine.refused or f"others of the group have: {refused[0]}"
                 return self._hand_over(asked, UnsupportedCapability(reason), company)
