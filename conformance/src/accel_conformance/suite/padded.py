@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -70,9 +71,13 @@ SPOILT = (
 def unseen(target: Target, dtype: torch.dtype, seen: Evidence) -> None:
     contract, length = target.contract, LENGTHS[0]
     q, k, v = (t[:length] for t in _drawn(contract, dtype, target.device).values())
-    spans = torch.tensor([[0, length, 0, length]], device=target.device)
+    # With as many others that are empty as it has queries less one, which are a query each if
+    # somebody only counts.
+    empty = [[length, 0, length, 0]] * (length - 1)
+    few, many = ([[0, length, 0, length], *more] for more in ([], empty))
     with target.alone():
-        for where, options, hidden, rows in SPOILT:
+        for (where, options, hidden, rows), spans in product(SPOILT, (few, many)):
+            spans = torch.tensor(spans, device=target.device)
             args = contract.bind((q, k, v, spans), options)
             if target.declines(seen, args):
                 return
