@@ -3,6 +3,7 @@
 import gc
 import operator
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -137,6 +138,63 @@ def test_views_of_tensors_of_another_kind_are_their_own(acc):
     graph, made = captured(acc, lambda: q.view(6, 4).dequantize())
     acc.replay_graph(graph)
     assert torch.equal(made, q.view(6, 4).dequantize())
+
+
+def stack(x, ids, w, table):
+    """Kernels, an operation of torch's that is large, and kernels again."""
+    h = ops.rms_norm(ops.linear(x, w, act="gelu"))
+    h = ops.linear(h, w) + ops.embedding(ids, table)
+    large = torch.outer(h.flatten(), h.flatten()).sum(1).view_as(h)
+    return ops.gated_linear(ops.linear(h, w), w, w) + ops.linear(large, w)
+
+
+def stacked(width=512):
+    """Its arguments."""
+    x, w, table = torch.randn(3, width), torch.randn(width, width) / width, torch.randn(9, width)
+    return x, torch.tensor([8, 0, 1]), w, table
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_threads_that_stay_compute_the_same(acc, count):
+    torch.manual_seed(0)
+    x, *rest = stacked()
+    torch.set_num_threads(count)
+    graph, made = captured(acc, lambda: stack(x, *rest))
+    for _ in range(30):
+        x.normal_()
+        acc.replay_graph(graph)
+        with torch.no_grad():
+            assert torch.equal(made, stack(x, *rest))
+
+
+def test_what_fails_beside_them_says_so_and_may_be_mended(acc):
+    x, ids, *rest = stacked()
+    torch.set_num_threads(2)
+    graph, made = captured(acc, lambda: stack(x, ids, *rest))
+    ids[1] = 9
+    with pytest.raises(IndexError, match="9"):
+        acc.replay_graph(graph)
+    ids[1] = 2
+    acc.replay_graph(graph)
+    with torch.no_grad():
+        assert torch.equal(made, stack(x, ids, *rest))
+
+
+def test_graphs_of_two_threads_of_python_have_threads_each(acc):
+    def work(number):
+        torch.set_num_threads(2)
+        x, *rest = stacked()
+        graph, made = captured(acc, lambda: stack(x, *rest))
+        for _ in range(50):
+            x.normal_()
+            acc.replay_graph(graph)
+            with torch.no_grad():
+                assert torch.equal(made, stack(x, *rest))
+        return number
+
+    torch.set_num_threads(2)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, range(2))) == [0, 1]
 
 
 def test_random_numbers_are_drawn_anew(acc):

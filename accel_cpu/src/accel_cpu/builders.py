@@ -46,7 +46,7 @@ _X86 = {
 }
 # Scheduled before registers are given out, loads push a tile's sums into memory (GCC 12).
 _NEON = ("-fno-schedule-insns",)
-_ANY = ("dispatch.cpp", "parallel.cpp", "parallel_attention.cpp", "parallel_rows.cpp")
+_ANY = ("dispatch.cpp", "parallel.cpp", "parallel_attention.cpp", "parallel_rows.cpp", "team.cpp")
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 LIBRARY = NativeLibrary(

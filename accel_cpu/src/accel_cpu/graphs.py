@@ -17,10 +17,13 @@ import torch
 
 from accel import NativeLibrary, Source
 
+_CSRC = Path(__file__).parent / "csrc"
+
 LIBRARY = NativeLibrary(
     "accel_cpu_graphs",
     # Without NDEBUG torch's record of a call has another layout than in its own build.
-    [Source(Path(__file__).parent / "csrc/graph.cpp", ("-O1", "-DNDEBUG"), torch=True)],
+    [Source(_CSRC / "graph.cpp", ("-O1", "-DNDEBUG"), torch=True)],
+    headers=[_CSRC / "graph_operation.h", _CSRC / "team.h"],
     libraries=("c10", "torch_cpu"),
 )
 

@@ -12,12 +12,18 @@
 #include "binding_rows.h"
 #include "binding_softmax.h"
 #include "binding_transformer.h"
+#include "team.h"
 
 namespace accel_cpu {
 namespace {
 
 void tune(int64_t m, int64_t n, int64_t k, at::ScalarType dtype, bool alone, int64_t columns) {
   tune_linear(m, n, k, dtype_of("tune_linear", "dtype", dtype), {alone, columns});
+}
+
+// Of addresses, since the one who calls it, graph.cpp, is another library's.
+void in_team_of(int64_t work, int64_t context) {
+  in_team(reinterpret_cast<TeamWork>(work), reinterpret_cast<void*>(context));
 }
 
 std::string isa() { return kernels().isa; }
@@ -67,6 +73,8 @@ TORCH_LIBRARY_FRAGMENT(accel_cpu_kernels, m) {
   m.def("grouped_weight_gradient(Tensor grad, Tensor x, Tensor ends) -> Tensor", tags);
   m.def("isa() -> str", tags);
   m.impl("isa", c10::DispatchKey::CompositeExplicitAutograd, BOXED(isa));
+  m.def("in_team(int work, int context) -> ()", tags);
+  m.impl("in_team", c10::DispatchKey::CompositeExplicitAutograd, BOXED(in_team_of));
   m.def(
       "tune_linear(int m, int n, int k, ScalarType dtype, bool alone, int columns) -> ()", tags);
   m.impl("tune_linear", c10::DispatchKey::CompositeExplicitAutograd, BOXED(tune));

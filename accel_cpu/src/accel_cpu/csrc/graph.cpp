@@ -5,120 +5,27 @@
 // recorded ones; tensors that came from outside are kept alive and read as they are then. Results
 // that somebody still holds when the recording ends get the values of each replay, as those of a
 // CUDA graph do. Of an operation that calls others only the outermost is recorded.
+//
+// Kernels of this package run with a team of threads (team.h) that stays as long as what lies
+// between them is too small for torch to use threads of its own.
 
-#include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
+#include "graph_operation.h"
+
 namespace {
-
-using torch::jit::Stack;
-
-// Where a result of an earlier operation stands: argument number `argument`, or element `element`
-// of that argument where it is a list.
-struct Use {
-  int64_t argument;
-  int64_t element;  // -1: the argument itself
-  int64_t value;
-};
-
-// How a result lies in the memory of the first argument, if that has the sizes and strides that it
-// had when this was recorded.
-struct View {
-  at::DimVector whole_sizes, whole_strides, sizes, strides;
-  int64_t offset;  // from the argument's first element
-
-  bool is_of(const at::Tensor& whole) const {
-    return whole.sizes() == whole_sizes && whole.strides() == whole_strides;
-  }
-};
-
-struct Operation {
-  c10::OperatorHandle handle;
-  Stack arguments;  // None where a Use says what comes there
-  std::vector<Use> uses;
-  std::vector<int64_t> results;  // the values that its results are, in order; -1 for an argument's
-  std::vector<at::Tensor> made_of_nothing;  // its results if it has no tensor for an argument
-  std::vector<int64_t> last_uses;  // of values that no later operation reads
-  std::optional<View> view;        // then that is all it does
-};
-
-// The tensors of a stack one by one, those in lists too: see(tensor, argument, element).
-template <class See>
-void each_tensor(const Stack& stack, const See& see) {
-  for (size_t i = 0; i < stack.size(); ++i) {
-    if (stack[i].isTensor()) {
-      see(stack[i].toTensor(), i, -1);
-    } else if (stack[i].isList()) {
-      const auto elements = stack[i].toListRef();
-      for (size_t j = 0; j < elements.size(); ++j) {
-        if (elements[j].isTensor()) see(elements[j].toTensor(), i, j);
-      }
-    }
-  }
-}
-
-// True for what makes a tensor without values. It is not recorded: torch fills what it makes of
-// Python's numbers behind the dispatcher, and what recorded operations write may as well be written
-// to the same place again.
-bool makes_room(const c10::OperatorName& name) {
-  static const std::unordered_set<std::string> names{
-      "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty",
-      "aten::new_empty_strided"};
-  return names.count(name.name) != 0;
-}
-
-// True for what writes to no argument.
-bool only_reads(const c10::FunctionSchema& schema) {
-  for (const auto& argument : schema.arguments()) {
-    if (argument.alias_info() && argument.alias_info()->isWrite()) return false;
-  }
-  return true;
-}
-
-// True for what at most looks at an argument in another way.
-bool only_views(const c10::FunctionSchema& schema) {
-  return schema.returns().size() == 1 && schema.returns()[0].alias_info() && only_reads(schema);
-}
-
-// What the operation has done if its result is a view of its first argument. Of a decode step of
-// narrow layers a third of the operations are views, and torch takes 0.5 to 1 us for each.
-std::optional<View> view_of(const Stack& arguments, const Stack& results) {
-  if (!results[0].isTensor() || !arguments[0].isTensor()) return std::nullopt;
-  const at::Tensor &whole = arguments[0].toTensor(), &part = results[0].toTensor();
-  const bool plain = whole.defined() && !whole.is_quantized() && !whole.is_nested() &&
-                     !whole.key_set().has(c10::DispatchKey::Python);
-  const bool lies = plain && part.defined() && whole.layout() == at::kStrided &&
-                    part.layout() == at::kStrided && part.is_alias_of(whole) &&
-                    part.dtype() == whole.dtype() && part.key_set() == whole.key_set();
-  if (!lies) return std::nullopt;
-  return View{at::DimVector(whole.sizes()), at::DimVector(whole.strides()),
-              at::DimVector(part.sizes()), at::DimVector(part.strides()),
-              part.storage_offset() - whole.storage_offset()};
-}
-
-at::Tensor viewed(const at::Tensor& whole, const View& view) {
-  auto part = at::detail::make_tensor<c10::TensorImpl>(
-      c10::TensorImpl::VIEW, c10::Storage(whole.storage()), whole.key_set(), whole.dtype());
-  part.unsafeGetTensorImpl()->set_sizes_and_strides(view.sizes, view.strides,
-                                                    whole.storage_offset() + view.offset);
-  // What is written through it is seen by who has kept the whole for a gradient.
-  if (!whole.is_inference()) {
-    part.unsafeGetTensorImpl()->set_version_counter(whole.unsafeGetTensorImpl()->version_counter());
-  }
-  return part;
-}
 
 // True for graphs' own comings and goings: Python's collector may drop one while another is
 // recorded, and no replay can drop it again.
@@ -163,6 +70,13 @@ class Graph {
       if (made.results[0] < 0) return;  // the argument itself
       made.view = view_of(arguments, results);
     }
+    made.ours = name.name.rfind("accel_cpu_kernels::", 0) == 0;
+    made.large = !made.ours && !made.view && is_large(name, arguments, results);
+    if (made.ours && is_product(name)) {
+      each_tensor(arguments, [&](const at::Tensor& t, int64_t, int64_t) {
+        if (!made_here_.count(t.unsafeGetTensorImpl()) && is_weight(t)) made.weights.push_back(t);
+      });
+    }
     made.arguments = without_uses(std::move(arguments), made.uses);
     operations_.push_back(std::move(made));
   }
@@ -181,6 +95,11 @@ class Graph {
         if (value >= 0) last[value] = i;
       }
     }
+    const Operation* next = nullptr;
+    for (auto one = operations_.rbegin(); one != operations_.rend(); ++one) {
+      one->next = next;
+      if (!one->weights.empty()) next = &*one;
+    }
     held_ = std::vector<at::Tensor>(values_.size());
     for (size_t value = 0; value < values_.size(); ++value) {
       // Not by use_count(): Python's object of a tensor counts for as long as we hold the tensor.
@@ -198,8 +117,53 @@ class Graph {
 
   void replay() {
     at::AutoGradMode no_grad(false);
+    const auto in_team = team_of();
+    for (size_t first = 0, last; first < operations_.size(); first = last) {
+      last = first + 1;
+      const auto goes_on = [&] { return !operations_[last - 1].large && !operations_[last].large; };
+      while (last < operations_.size() && goes_on()) ++last;
+      if (in_team && has_several_of_ours(first, last)) {
+        with_team(*in_team, first, last);
+      } else {
+        run(first, last, nullptr);
+      }
+    }
+    for (size_t value = 0; value < held_.size(); ++value) {  // after what is done in place
+      if (held_[value].defined()) held_[value].copy_(values_[value]);
+      values_[value].reset();
+    }
+  }
+
+ private:
+  // What gives threads to a function, if the kernels' library is here and there is more than one.
+  static std::optional<c10::OperatorHandle> team_of() {
+    if (at::get_num_threads() == 1 || at::in_parallel_region()) return std::nullopt;
+    return c10::Dispatcher::singleton().findSchema({"accel_cpu_kernels::in_team", ""});
+  }
+
+  bool has_several_of_ours(size_t first, size_t last) const {
+    return std::count_if(operations_.begin() + first, operations_.begin() + last,
+                         [](const Operation& one) { return one.ours; }) > 1;
+  }
+
+  void with_team(const c10::OperatorHandle& in_team, size_t first, size_t last) {
+    for (size_t i = first; i < last; ++i) operations_[i].find_weights();
+    struct Part {
+      Graph* graph;
+      size_t first, last;
+    } part{this, first, last};
+    const accel_cpu::TeamWork work = [](Team& team, void* context) {
+      const auto& part = *static_cast<Part*>(context);
+      part.graph->run(part.first, part.last, &team);
+    };
+    Stack stack{reinterpret_cast<int64_t>(work), reinterpret_cast<int64_t>(&part)};
+    in_team.callBoxed(stack);
+  }
+
+  void run(size_t first, size_t last, Team* team) {
     Stack stack;
-    for (const auto& operation : operations_) {
+    for (size_t i = first; i < last; ++i) {
+      const Operation& operation = operations_[i];
       if (operation.view) {
         const auto& whole = viewed_by(operation);
         if (operation.view->is_of(whole)) {
@@ -208,6 +172,7 @@ class Graph {
           continue;
         }
       }
+      if (team) operation.announce_next(*team, &operations_[last - 1]);
       stack = operation.arguments;
       for (const auto& use : operation.uses) {
         if (use.element < 0) {
@@ -233,13 +198,8 @@ class Graph {
       });
       for (const auto value : operation.last_uses) values_[value].reset();
     }
-    for (size_t value = 0; value < held_.size(); ++value) {  // after what is done in place
-      if (held_[value].defined()) held_[value].copy_(values_[value]);
-      values_[value].reset();
-    }
   }
 
- private:
   const at::Tensor& viewed_by(const Operation& operation) const {
     const bool made_here = operation.arguments[0].isNone();  // then it is the first use
     return made_here ? values_[operation.uses[0].value] : operation.arguments[0].toTensor();

@@ -243,8 +243,8 @@ struct LinearTuning {
 // From now on products of [m, k] and [n, k] of this dtype are cut so.
 void tune_linear(int64_t m, int64_t n, int64_t k, DType dtype, LinearTuning tuning);
 
-// Run an op on the `threads` threads of OpenMP's next parallel region, or on this thread alone
-// where the work is small.
+// Run an op on so many threads (see deal_blocks in parallel.h), or on this thread alone where the
+// work is small.
 void linear(const LinearArgs& args, int threads);
 void linear_of_each(const LinearArgs* products, int64_t count, int threads);  // of one dtype
 void rotary(const RotaryArgs& args, int threads);

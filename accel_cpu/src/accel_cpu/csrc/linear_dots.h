@@ -17,6 +17,14 @@ namespace {
 
 constexpr int kDotColumns = 4;  // of a tile: as many as reduce4 takes
 
+// Where x has to come from L2, half as many rows beside twice as many columns ask for half as much
+// of it. 17 to 72 rows of x take 0.87 to 0.91 of the time in pairs of bf16 (K=1024, N=2816, two
+// Zen 5 cores); in fp32, of which twice as much of w has to stay in L1, 1.05.
+constexpr int kWideColumns = 2 * kDotColumns;
+template <class X>
+constexpr bool kHasWide = kDotRows >= 6 && sizeof(typename X::Element) == 2;
+constexpr int64_t kNearBytes = 1 << 15;  // of x: these stay in L1
+
 // A row of w as it lies.
 template <class W>
 struct LyingRow {
@@ -28,41 +36,39 @@ struct LyingRow {
   }
 };
 
-// What is asked for while a tile is multiplied: nothing, or the lines of two rows of w. Without them
-// memory would wait for the multiplications: 8 rows of x take 0.5 and 16 rows 0.6 of the time in
-// bf16, 0.75 and 0.9 in fp32 (K=1024, N=4096, two Zen 5 cores). Where w is in L2 it costs 1.05.
+// What is asked for while a tile is multiplied: nothing, or the lines of some rows of w. Without
+// them memory would wait for the multiplications: 8 rows of x take 0.5 and 16 rows 0.6 of the time
+// in bf16, 0.75 and 0.9 in fp32 (K=1024, N=4096, two Zen 5 cores). Where w is in L2 it costs 1.05.
 struct NothingAhead {
   void ask(int64_t) const {}
 };
-template <class W>
+template <class W, int kRows>
 struct RowsAhead {
-  LyingRow<W> rows[2];
+  LyingRow<W> rows[kRows];
   void ask(int64_t i) const {
-    __builtin_prefetch(rows[0].data + i);
-    __builtin_prefetch(rows[1].data + i);
+#pragma GCC unroll 2
+    for (int j = 0; j < kRows; ++j) __builtin_prefetch(rows[j].data + i);
   }
 };
 
 // sums[r][j] = from[r][j] + x[r] . w[j], of R rows and k in one chunk.
-template <class X, int R, class W, class Ahead>
+template <class X, int R, int C, class W, class Ahead>
 [[gnu::always_inline]] inline void dot_tile(LyingRows<typename X::Element> x,
-                                            const LyingRow<W> (&w)[kDotColumns], Ahead ahead,
-                                            int64_t k, TileStart from, TileSums to) {
-  Vec acc[R * kDotColumns];
+                                            const LyingRow<W> (&w)[C], Ahead ahead, int64_t k,
+                                            TileStart from, TileSums to) {
+  Vec acc[R * C];
 #pragma GCC unroll 24
-  for (int j = 0; j < R * kDotColumns; ++j) acc[j] = zero();
+  for (int j = 0; j < R * C; ++j) acc[j] = zero();
   const auto step = [&](int64_t at, auto... n) {
     if constexpr (R > 2) ahead.ask(at);  // fewer wait for memory anyway
     typename X::Operand a[R];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) a[r] = X::load_row(x.data + r * x.stride + at, n...);
-#pragma GCC unroll 4
-    for (int j = 0; j < kDotColumns; ++j) {
+#pragma GCC unroll 8
+    for (int j = 0; j < C; ++j) {
       const typename X::Operand b = w[j].load(at, n...);
 #pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) {
-        acc[r * kDotColumns + j] = X::madd(a[r], b, acc[r * kDotColumns + j]);
-      }
+      for (int r = 0; r < R; ++r) acc[r * C + j] = X::madd(a[r], b, acc[r * C + j]);
     }
   };
   const int64_t whole = k / kBlock<X> * kBlock<X>;
@@ -77,11 +83,14 @@ template <class X, int R, class W, class Ahead>
   if (i < k) step(i, static_cast<int>(k - i));
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r) {
-    float* sums = to.data + r * to.stride;
-    if (from.data) {
-      reduce4(acc + r * kDotColumns, from.data + r * from.stride, sums);
-    } else {
-      reduce4(acc + r * kDotColumns, sums);
+#pragma GCC unroll 2
+    for (int j = 0; j < C; j += 4) {
+      float* sums = to.data + r * to.stride + j;
+      if (from.data) {
+        reduce4(acc + r * C + j, from.data + r * from.stride + j, sums);
+      } else {
+        reduce4(acc + r * C + j, sums);
+      }
     }
   }
 }
@@ -90,18 +99,22 @@ template <class X, int R, class W, class Ahead>
 template <class W, bool kFar>
 struct WeightRows : LyingRows<typename W::Element> {
   static constexpr int kRows = kDotRows;  // of the tallest tile
+  static constexpr bool kWide = kFar && kHasWide<W>;
 
   WeightRows from(int64_t n) const { return {{this->data + n * this->stride, this->stride}}; }
   LyingRow<W> row(int64_t n, int64_t k0) const { return {this->data + n * this->stride + k0}; }
-  // For the t-th of so many tiles beside the columns before n. Together they ask for the next four
-  // rows, the last first, as the processor sees the first ones coming. An address past the last row
-  // is harmless.
+  // For the t-th of so many tiles beside the C columns before n. Together they ask for the next C
+  // rows, the last first, as the processor sees the first ones coming: of wide tiles, which are
+  // more, one each (0.95 to 0.99 of the time of two). An address past the last row is harmless.
+  template <int C>
   auto ahead(int64_t n, int64_t k0, int64_t t, int64_t tiles) const {
     if constexpr (kFar) {
-      const auto at = [&](int64_t i) {
-        return row(n + kDotColumns - 1 - smaller(i, kDotColumns - 1), k0);
-      };
-      return RowsAhead<W>{{at(t), at(t + tiles)}};
+      const auto at = [&](int64_t i) { return row(n + C - 1 - smaller(i, C - 1), k0); };
+      if constexpr (C == kWideColumns) {
+        return RowsAhead<W, 1>{{at(t)}};
+      } else {
+        return RowsAhead<W, 2>{{at(t), at(t + tiles)}};
+      }
     } else {
       return NothingAhead();
     }
@@ -109,23 +122,23 @@ struct WeightRows : LyingRows<typename W::Element> {
 };
 
 // Of so many columns, the first rows of w, and of rows that R divides. What lies behind the last
-// column up to the next multiple of four is written too.
-template <class X, class Weight, int R>
+// column up to the next multiple of C is written too.
+template <class X, class Weight, int R, int C>
 void dot_tiles(LyingRows<typename X::Element> x, int64_t rows, const Weight& w, int64_t columns,
                int64_t k, TileStart from, TileSums to) {
-  for (int64_t c = 0; c < columns; c += kDotColumns) {
+  for (int64_t c = 0; c < columns; c += C) {
     TileStart sums = from;
     int64_t done = 0;
     do {
       const int64_t size = smaller(k - done, kDotChunk<X>);
-      const auto row = [&](int j) { return w.row(smaller(c + j, columns - 1), done); };
-      const decltype(row(0)) lies[kDotColumns] = {row(0), row(1), row(2), row(3)};
+      decltype(w.row(0, done)) lies[C];
+      for (int j = 0; j < C; ++j) lies[j] = w.row(smaller(c + j, columns - 1), done);
       for (int64_t r = 0; r < rows; r += R) {
         const TileStart before = sums.data
                                      ? TileStart(sums.data + r * sums.stride + c, sums.stride)
                                      : TileStart();
         dot_tile<X, R>({x.data + r * x.stride + done, x.stride}, lies,
-                       w.ahead(c + kDotColumns, done, r / R, rows / R), size, before,
+                       w.template ahead<C>(c + C, done, r / R, rows / R), size, before,
                        {to.data + r * to.stride + c, to.stride});
       }
       sums = to;
@@ -139,12 +152,12 @@ using DotTiles = void (*)(LyingRows<typename X::Element>, int64_t rows, const We
                           int64_t columns, int64_t k, TileStart, TileSums);
 
 // Those for 1 to R rows in a tile.
-template <class X, class Weight, int R = Weight::kRows>
+template <class X, class Weight, int R = Weight::kRows, int C = kDotColumns>
 DotTiles<X, Weight> dot_tiles_of(int64_t rows) {
   if constexpr (R > 1) {
-    if (rows < R) return dot_tiles_of<X, Weight, R - 1>(rows);
+    if (rows < R) return dot_tiles_of<X, Weight, R - 1, C>(rows);
   }
-  return dot_tiles<X, Weight, R>;
+  return dot_tiles<X, Weight, R, C>;
 }
 
 // How many rows a tile takes: a number that divides them, if one does that keeps the arithmetic
@@ -157,18 +170,38 @@ int dot_rows(int64_t rows) {
   return tile_rows(rows, kMost);
 }
 
+// By tiles of R rows, and of what is left of rows.
+template <class X, class Weight, int kMost, int C>
+void dots_by(int R, LyingRows<typename X::Element> x, int64_t rows, const Weight& w,
+             int64_t columns, int64_t k, TileStart from, TileSums to) {
+  const int64_t whole = rows - rows % R;
+  dot_tiles_of<X, Weight, kMost, C>(R)(x, whole, w, columns, k, from, to);
+  if (whole == rows) return;
+  const TileStart before =
+      from.data ? TileStart(from.data + whole * from.stride, from.stride) : TileStart();
+  dot_tiles_of<X, Weight, kMost, C>(rows - whole)(
+      {x.data + whole * x.stride, x.stride}, rows - whole, w, columns, k, before,
+      {to.data + whole * to.stride, to.stride});
+}
+
 // Of any rows.
 template <class X, class Weight>
 void dots(LyingRows<typename X::Element> x, int64_t rows, const Weight& w, int64_t columns,
           int64_t k, TileStart from, TileSums to) {
-  const int64_t R = dot_rows<Weight::kRows>(rows), whole = rows - rows % R;
-  dot_tiles_of<X, Weight>(R)(x, whole, w, columns, k, from, to);
-  if (whole == rows) return;
-  const TileStart before =
-      from.data ? TileStart(from.data + whole * from.stride, from.stride) : TileStart();
-  dot_tiles_of<X, Weight>(rows - whole)({x.data + whole * x.stride, x.stride}, rows - whole, w,
-                                        columns, k, before,
-                                        {to.data + whole * to.stride, to.stride});
+  if constexpr (Weight::kWide) {
+    constexpr int R = Weight::kRows / 2, C = kWideColumns;
+    const int64_t row = smaller(k, kDotChunk<X>) * sizeof(typename X::Element);
+    if (rows * row > kNearBytes) {
+      for (int64_t c = 0; c < columns; c += C) {
+        const TileStart before = from.data ? TileStart(from.data + c, from.stride) : TileStart();
+        dots_by<X, Weight, R, C>(R, x, rows, w.from(c), smaller(columns - c, C), k, before,
+                                 {to.data + c, to.stride});
+      }
+      return;
+    }
+  }
+  dots_by<X, Weight, Weight::kRows, kDotColumns>(dot_rows<Weight::kRows>(rows), x, rows, w, columns,
+                                                 k, from, to);
 }
 
 }  // namespace

@@ -140,11 +140,15 @@ template <class X, int R, class Numbers, bool kGroups>
 template <class Find, int R, bool kGroups>
 struct ScaledRows {
   static constexpr int kRows = R;
+  static constexpr bool kWide = false;
   const QuantizedMatrix& w;
   int64_t n, k0;
   Find find;
 
-  NothingAhead ahead(int64_t, int64_t, int64_t, int64_t) const { return {}; }
+  template <int C>
+  NothingAhead ahead(int64_t, int64_t, int64_t, int64_t) const {
+    return {};
+  }
   ScaledRows from(int64_t j) const { return {w, n + j, k0, find.from(j)}; }
   auto row(int64_t j, int64_t done) const {
     const int64_t first = (k0 + done) / w.group;

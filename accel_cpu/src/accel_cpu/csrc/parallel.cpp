@@ -1,4 +1,4 @@
-// Cuts an op into blocks and deals them to the OpenMP threads. No cut changes a result (see
+// Cuts an op into blocks and deals them to threads. No cut changes a result (see
 // linear_tile.h).
 #include <algorithm>
 #include <atomic>
@@ -94,7 +94,7 @@ int64_t even_columns(int64_t n, int64_t most, int threads) {
 
 Cut cut_few_rows(const LinearArgs& args, int threads) {
   const int64_t most = args.w.by_columns ? kMaxBlockSums / args.m : kBlockColumns;
-  const int64_t wanted = std::min(most, ceil_div(args.n, 4 * threads) + kTileColumns - 1);
+  const int64_t wanted = std::min(most, ceil_div(args.n, 8 * threads) + kTileColumns - 1);
   const int64_t tiles = std::max<int64_t>(wanted / kTileColumns, 1);
   return {args.m, even_columns(args.n, tiles * kTileColumns, threads)};
 }
@@ -173,13 +173,11 @@ void linear_of_each(const LinearArgs* products, int64_t count, int threads) {
   const bool quantized = products[0].quantized.bits && products[0].k;
   const auto& of_dtypes = quantized ? kernels().quantized_linear : kernels().linear;
   const auto run = of_dtypes[static_cast<int>(products[0].dtype)];
-  // Not num_threads(): libgomp rebuilds its pool whenever that changes, and PyTorch shares it.
-#pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t i = 0; i < blocks; ++i) {
+  deal(blocks, threads, [=](int64_t i) {
     const Grid* grid = grids;
     while (i >= grid->end()) ++grid;
     run(*grid->of, grid->block(i), linear_scratch(*grid->of, grid->cut));
-  }
+  });
 }
 
 void rotary(const RotaryArgs& args, int threads) {

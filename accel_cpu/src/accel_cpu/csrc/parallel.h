@@ -1,10 +1,11 @@
-// What the files that deal work to the OpenMP threads share.
+// What the files that deal work to threads share.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
 #include "kernels.h"
+#include "team.h"
 
 namespace accel_cpu {
 
@@ -18,14 +19,24 @@ constexpr int64_t kRowGrain = 32'768;
 // asleep they take several times that.
 constexpr int64_t kProductGrain = 100'000;
 
+// Calls work(context, i) for every i below count, once, on the `threads` threads of OpenMP's next
+// parallel region or on the team's that this thread is of; on this thread alone if threads is 1.
+using BlockWork = void (*)(void* context, int64_t i);
+void deal_blocks(int64_t count, int threads, BlockWork work, void* context);
+
+template <class F>
+void deal(int64_t count, int threads, F f) {
+  deal_blocks(count, threads, [](void* f, int64_t i) { (*static_cast<F*>(f))(i); }, &f);
+}
+
 // Deals m rows of k elements each to the threads, as f(m0, m1). `grain` elements are worth two.
 template <class F>
 void for_rows(int64_t m, int64_t k, int threads, F f, int64_t grain = kRowGrain) {
   if (m == 0 || k == 0) return;
   if (m * k < grain) threads = 1;
   const int64_t chunk = ceil_div(m, 4 * threads);
-#pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t m0 = 0; m0 < m; m0 += chunk) f(m0, std::min(m, m0 + chunk));
+  deal(ceil_div(m, chunk), threads,
+       [&](int64_t i) { f(i * chunk, std::min(m, (i + 1) * chunk)); });
 }
 
 // The calling thread's own, kept for its next block and its next call.

@@ -129,9 +129,7 @@ std::vector<GradientItem> cut_by_keys(const AttentionArgs& args, int threads) {
 void run(const AttentionBackwardArgs& args, const std::vector<GradientItem>& items, int threads) {
   const auto block = kernels().attention_backward;
   const AttentionArgs& of = args.of;
-  const int64_t count = static_cast<int64_t>(items.size());
-#pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) {
+  deal(static_cast<int64_t>(items.size()), threads, [&](int64_t i) {
     const GradientItem& item = items[i];
     for (const int64_t s : item.spans) {
       const int64_t r1 = std::min(item.r1, rows_of(of, s));
@@ -139,7 +137,7 @@ void run(const AttentionBackwardArgs& args, const std::vector<GradientItem>& ite
       block(args, {s, item.kv_head, item.r0, r1, item.k0, k1},
             attention_backward_scratch(of.d, of.e));
     }
-  }
+  });
 }
 
 }  // namespace
@@ -162,9 +160,8 @@ void attention(const AttentionArgs& args, int threads) {
       }
     }
   }
-  const int64_t count = static_cast<int64_t>(blocks.size());
-#pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t i = 0; i < count; ++i) run(args, blocks[i], attention_scratch(args.d, args.e));
+  deal(static_cast<int64_t>(blocks.size()), threads,
+       [&](int64_t i) { run(args, blocks[i], attention_scratch(args.d, args.e)); });
 }
 
 // Where there are too few heads and spans for the threads, dq is cut by rows, dk and dv by keys:

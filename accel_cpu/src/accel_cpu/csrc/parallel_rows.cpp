@@ -36,14 +36,13 @@ void for_parts(const Args& args, void* w_sum, void* b_sum, int threads, int64_t 
   float* of_w = scratch(2 * size);
   float* of_b = of_w + size;
   if (args.m * k < grain) threads = 1;
-#pragma omp parallel for schedule(dynamic) if (threads > 1)
-  for (int64_t part = 0; part < parts; ++part) {
+  deal(parts, threads, [&](int64_t part) {
     const int64_t m0 = part * part_rows, at = part * k;
     const ColumnSums sums{w_sum ? of_w + at : nullptr, b_sum ? of_b + at : nullptr};
     if (sums.w) std::fill_n(sums.w, k, 0.0f);
     if (sums.b) std::fill_n(sums.b, k, 0.0f);
     rows(args, m0, std::min(args.m, m0 + part_rows), sums);
-  }
+  });
   const auto sum = kernels().rows.sum_of_rows[of(args)];
   if (w_sum) sum(of_w, parts, k, w_sum);
   if (b_sum) sum(of_b, parts, k, b_sum);
