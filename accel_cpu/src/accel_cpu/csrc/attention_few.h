@@ -63,7 +63,7 @@ template <class T>
 struct FewRows {
   const AttentionArgs& args;
   const AttentionBlock& block;
-  const AttentionScratch& scratch;
+  AttentionScratch scratch;
   int64_t count = block.r1 - block.r0, heads = block.g1 - block.g0;
   int R = tile_rows(count, kFewRows);
   int64_t each = (count + R - 1) / R * R;  // places of a head
@@ -149,6 +149,18 @@ struct FewRows {
     }
   }
 
+  // The sums of the weighted values of a block of keys.
+  void sum_values(int64_t first, int64_t keys) const {
+    __builtin_memset(scratch.sums, 0, heads * each * args.e * sizeof(float));
+    Ahead ahead;
+    for (int64_t n = 0; n < keys; n += kValueKeys) {
+      for (int64_t i = 0; i < heads; ++i) {
+        look_ahead(ahead, args.v, args.e, first + n + kKeysAhead, i);
+        add_values(first, n, smaller(n + kValueKeys, keys), i, ahead);
+      }
+    }
+  }
+
   void gather(int64_t place) const {
     if (seen[place].empty()) return;
     for_each_vector(args.e, [&](int64_t j, auto... n) {
@@ -157,26 +169,25 @@ struct FewRows {
     });
   }
 
-  void run() {
+  // Stages the queries. Returns the keys that any row sees.
+  KeyRange begin_rows() {
     for_rows([&](int64_t i, int64_t r, int64_t place) {
       row[place] = begin<T>(rows(i), r, R, q(place / R) + place % R * kChunk);
-      __builtin_memset(out(place), 0, args.e * sizeof(float));
     });
     const KeyRange any = {row[0].seen.from, row[count - 1].seen.to};
-    Ahead ahead;
     end = any.to;
+    return any;
+  }
+
+  void run() {
+    const KeyRange any = begin_rows();
+    __builtin_memset(scratch.out, 0, heads * each * args.e * sizeof(float));
     int64_t first = any.from / kAttentionKeys * kAttentionKeys;
     for (; first < any.to; first += kAttentionKeys) {
       const int64_t keys = in_block(any, first).to;
       score(first, keys);
       weigh(first);
-      __builtin_memset(scratch.sums, 0, heads * each * args.e * sizeof(float));
-      for (int64_t n = 0; n < keys; n += kValueKeys) {
-        for (int64_t i = 0; i < heads; ++i) {
-          look_ahead(ahead, args.v, args.e, first + n + kKeysAhead, i);
-          add_values(first, n, smaller(n + kValueKeys, keys), i, ahead);
-        }
-      }
+      sum_values(first, keys);
       for_rows([&](int64_t, int64_t, int64_t place) { gather(place); });
     }
     for_rows([&](int64_t i, int64_t r, int64_t place) {

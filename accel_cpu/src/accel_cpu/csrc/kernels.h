@@ -158,6 +158,17 @@ struct AttentionScratch {
   float* sums;     // [kAttentionRows, e]
 };
 
+// What threads that share a block's keys leave for each other, in blocks of kAttentionKeys of them,
+// each with a place for every row of the block; and the steps, by blocks of keys or by kv heads.
+struct AttentionParts {
+  float* weights;  // [blocks, places, kAttentionKeys]
+  float* sums;     // [blocks, places, e]
+  float* factors;  // [blocks, places]
+  float* rows;     // [places, kMostLanes + 1]
+};
+constexpr int64_t kMostLanes = 16;
+enum class AttentionStep { score, weigh, sum, finish };
+
 // The gradients' blocks are square, of kAttentionKeys rows and columns; a tile may write more rows.
 constexpr int64_t kAttentionSquare = (kAttentionKeys + 8) * kAttentionKeys;
 // The rows that wait in fp32 for the keys to pass by: with heads of 64, 288 KiB of an L2.
@@ -211,6 +222,9 @@ struct Kernels {
   void (*quantized_linear[kDTypes])(const LinearArgs&, const Block&, const LinearScratch&);
   void (*rotary[kDTypes])(const RotaryArgs&, int64_t m0, int64_t m1);
   void (*attention[kDTypes])(const AttentionArgs&, const AttentionBlock&, const AttentionScratch&);
+  void (*attention_step[kDTypes])(const AttentionArgs&, const AttentionBlock&,
+                                  const AttentionScratch&, const AttentionParts&, AttentionStep,
+                                  int64_t from, int64_t to);
   void (*attention_backward)(const AttentionBackwardArgs&, const AttentionBackwardBlock&,
                              const AttentionBackwardScratch&);
   RowKernels rows;

@@ -1,6 +1,7 @@
 #include "vec_scalar.h"  // first: the others are written over its vectors
 
 #include "attention_backward.h"
+#include "attention_parts.h"
 #include "attention_rows.h"
 #include "linear_part.h"
 #include "linear_quantized.h"
@@ -15,6 +16,7 @@ const Kernels kScalarKernels = {
     {quantized_part<float>, quantized_part<bf16>, quantized_part<f16>},
     {rotary_rows<float>, rotary_rows<bf16>, rotary_rows<f16>},
     {attention_block<float>, attention_block<bf16>, attention_block<f16>},
+    {attention_step<float>, attention_step<bf16>, attention_step<f16>},
     attention_backward_block,
     kRowKernels,
 };
