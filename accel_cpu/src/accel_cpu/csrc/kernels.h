@@ -158,16 +158,19 @@ struct AttentionScratch {
   float* sums;     // [kAttentionRows, e]
 };
 
-// What threads that share a block's keys leave for each other, in blocks of kAttentionKeys of them,
-// each with a place for every row of the block; and the steps, by blocks of keys or by kv heads.
+// What threads that share a block's keys leave for each other, in a round of `count` blocks of
+// kAttentionKeys keys from the `first` of those that any row sees, each with a place for every row;
+// and the steps of a round, by blocks of the round or by kv heads of the block.
 struct AttentionParts {
-  float* weights;  // [blocks, places, kAttentionKeys]
-  float* sums;     // [blocks, places, e]
-  float* factors;  // [blocks, places]
-  float* rows;     // [places, kMostLanes + 1]
+  int64_t first, count;
+  float* weights;  // [count, places, kAttentionKeys]
+  float* sums;     // [count, places, e]
+  float* factors;  // [count, places]
+  float* tops;     // [places, kMostLanes + 1], of all rounds so far, as is
+  float* out;      // [places, e]
 };
 constexpr int64_t kMostLanes = 16;
-enum class AttentionStep { score, weigh, sum, finish };
+enum class AttentionStep { score, weigh, sum, gather };
 
 // The gradients' blocks are square, of kAttentionKeys rows and columns; a tile may write more rows.
 constexpr int64_t kAttentionSquare = (kAttentionKeys + 8) * kAttentionKeys;

@@ -140,17 +140,17 @@ void run(const AttentionBackwardArgs& args, const std::vector<GradientItem>& ite
   });
 }
 
-}  // namespace
+// Blocks of keys from which on threads share those of a span, and how many have room at once: with
+// 48 rows and heads of 128, 5 MB.
+constexpr int64_t kLeastShared = 8, kRoundBlocks = 128;
 
-namespace {
-
-// Keys from which on threads share those of a span.
-constexpr int64_t kLeastShared = 8 * kAttentionKeys;
-
-// How many keys any row of a span sees, at most.
-int64_t keys_of(const AttentionArgs& args, int64_t span) {
-  const Span& of = args.spans[span];
-  return args.window < of.k_len ? std::min(of.k_len, 2 * args.window + of.q_len) : of.k_len;
+// Blocks of keys that rows of a block see, from the first that any sees on.
+int64_t blocks_of(const AttentionArgs& args, const AttentionBlock& block) {
+  const Span& span = args.spans[block.span];
+  const int64_t first_at = span.k_len - span.q_len, last_at = span.k_len - 1;
+  const int64_t from = std::max<int64_t>(first_at - args.window + 1, 0);
+  const int64_t to = args.causal ? last_at + 1 : std::min(last_at + args.window, span.k_len);
+  return ceil_div(to, kAttentionKeys) - from / kAttentionKeys;
 }
 
 // All threads at one block. Heads lie side by side in memory, and threads that take some each read
@@ -160,25 +160,33 @@ int64_t keys_of(const AttentionArgs& args, int64_t span) {
 void share(const AttentionArgs& args, const AttentionBlock& block, int64_t places, int threads) {
   const auto step = kernels().attention_step[static_cast<int>(args.dtype)];
   const int64_t heads = block.g1 - block.g0;
-  const int64_t blocks = ceil_div(keys_of(args, block.span), kAttentionKeys) + 1;
-  const int64_t of_weights = blocks * places * kAttentionKeys, of_sums = blocks * places * args.e;
+  const int64_t all = blocks_of(args, block), round = std::min(all, kRoundBlocks);
   thread_local std::vector<float> memory;
-  memory.resize(of_weights + of_sums + blocks * places + places * (kMostLanes + 1));
-  float* weights = memory.data();
-  float* sums = weights + of_weights;
-  float* factors = sums + of_sums;
-  const AttentionParts parts = {weights, sums, factors, factors + blocks * places};
+  memory.resize(places * (round * (kAttentionKeys + args.e + 1) + kMostLanes + 1 + args.e));
+  float* next = memory.data();
+  const auto rows = [&](int64_t count, int64_t width) {
+    return std::exchange(next, next + count * width);
+  };
+  AttentionParts parts;
+  parts.weights = rows(round * places, kAttentionKeys);
+  parts.sums = rows(round * places, args.e);
+  parts.factors = rows(round * places, 1);
+  parts.tops = rows(places, kMostLanes + 1);
+  parts.out = rows(places, args.e);
   const auto deal_step = [&](AttentionStep which, int64_t count, int64_t most) {
-    const int64_t size = ceil_div(count, std::min<int64_t>(count, most));
+    const int64_t size = ceil_div(count, most);
     deal(ceil_div(count, size), threads, [&](int64_t i) {
       step(args, block, attention_scratch(args.d, args.e), parts, which, i * size,
            std::min(count, (i + 1) * size));
     });
   };
-  deal_step(AttentionStep::score, blocks, 4 * threads);
-  deal_step(AttentionStep::weigh, heads, threads);
-  deal_step(AttentionStep::sum, blocks, 4 * threads);
-  deal_step(AttentionStep::finish, heads, threads);
+  for (parts.first = 0; parts.first < all; parts.first += round) {
+    parts.count = std::min(round, all - parts.first);
+    deal_step(AttentionStep::score, parts.count, 4 * threads);
+    deal_step(AttentionStep::weigh, heads, threads);
+    deal_step(AttentionStep::sum, parts.count, 4 * threads);
+    deal_step(AttentionStep::gather, heads, threads);
+  }
 }
 
 }  // namespace
@@ -195,7 +203,7 @@ void attention(const AttentionArgs& args, int threads) {
     const bool few = 0 < rows && rows <= kAttentionFew;
     const int64_t most = few ? kAttentionRows / places : 1;
     const bool shared = few && args.span_count < threads &&
-                        keys_of(args, s) >= kLeastShared;
+                        blocks_of(args, {s, 0, args.g, 0, rows}) >= kLeastShared;
     const int64_t heads = shared ? most : std::clamp<int64_t>(part, 1, most);
     for (int64_t g = 0; g < args.g; g += heads) {
       const int64_t g1 = std::min(args.g, g + heads);

@@ -21,11 +21,14 @@ constexpr int64_t kLine = 64;
 constexpr int64_t kReadAtOnce = 8 * kLine;
 // ... and until there is: more would displace in L2 what comes first.
 constexpr int64_t kReadAhead = 1 << 20;
-// Looks at a flag, some 50 us of them, after which others may have the processor.
-constexpr int kPatience = 2000;
+// Looks at a flag, some 50 us of them, after which others may have the processor; and after how
+// many more of them a helper sleeps.
+constexpr int kPatience = 2000, kYields = 100;
 
+// Of a thread that waits for a flag.
 class Waiting {
  public:
+  bool is_long() const { return looks_ > kPatience + kYields; }
   void look() {
     if (++looks_ > kPatience) return std::this_thread::yield();
 #if defined(__x86_64__)
@@ -50,13 +53,17 @@ class OpenTeam final : public Team {
     context_ = context;
     next_block_.store(0, std::memory_order_relaxed);
     state_.fetch_add(kRound | kOpen, std::memory_order_release);
+    state_.notify_all();
     take_blocks();
     state_.fetch_and(~kOpen, std::memory_order_relaxed);
     Waiting waiting;
     while (state_.load(std::memory_order_acquire) & kInside) waiting.look();
   }
 
-  void part() { parted_.store(true, std::memory_order_release); }
+  void part() {
+    state_.fetch_or(kParted, std::memory_order_release);
+    state_.notify_all();
+  }
 
   // Until the team parts; `number` counts helpers.
   void help(int number) {
@@ -64,8 +71,7 @@ class OpenTeam final : public Team {
     Weights ahead{};
     int64_t read = 0;
     Waiting waiting;
-    while (!parted_.load(std::memory_order_acquire)) {
-      const uint64_t state = state_.load(std::memory_order_relaxed);
+    for (uint64_t state; !((state = state_.load(std::memory_order_acquire)) & kParted);) {
       if (state & kOpen && state / kRound != seen) {
         const uint64_t found = state_.fetch_add(1, std::memory_order_acquire);
         seen = found / kRound;
@@ -79,6 +85,8 @@ class OpenTeam final : public Team {
       } else if (read < kReadAhead && ahead.count) {
         read_some(ahead, read);
         read += helpers_ * kReadAtOnce;
+      } else if (waiting.is_long()) {
+        state_.wait(state, std::memory_order_acquire);
       } else {
         waiting.look();
       }
@@ -91,9 +99,9 @@ class OpenTeam final : public Team {
     int64_t count;
   };
 
-  // Of the state: helpers that are inside, whether blocks may be taken, and how often they were
-  // dealt.
-  static constexpr uint64_t kInside = 0xFFFF, kOpen = 1 << 16, kRound = 1 << 17;
+  // Of the state: helpers that are inside, whether blocks may be taken, whether there will be no
+  // more, and how often they were dealt.
+  static constexpr uint64_t kInside = 0xFFFF, kOpen = 1 << 16, kParted = 1 << 17, kRound = 1 << 18;
 
   void take_blocks() {
     for (int64_t i; (i = next_block_.fetch_add(1, std::memory_order_relaxed)) < count_;) {
@@ -121,7 +129,6 @@ class OpenTeam final : public Team {
   Weights next_{};
   alignas(kLine) std::atomic<int64_t> next_block_{0};
   alignas(kLine) std::atomic<uint64_t> state_{0};
-  alignas(kLine) std::atomic<bool> parted_{false};
 };
 
 thread_local OpenTeam* team = nullptr;  // of the thread that calls ops
