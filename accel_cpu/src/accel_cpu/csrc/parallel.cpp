@@ -94,7 +94,7 @@ int64_t even_columns(int64_t n, int64_t most, int threads) {
 
 Cut cut_few_rows(const LinearArgs& args, int threads) {
   const int64_t most = args.w.by_columns ? kMaxBlockSums / args.m : kBlockColumns;
-  const int64_t wanted = std::min(most, ceil_div(args.n, 8 * threads) + kTileColumns - 1);
+  const int64_t wanted = std::min(most, ceil_div(args.n, 4 * threads) + kTileColumns - 1);
   const int64_t tiles = std::max<int64_t>(wanted / kTileColumns, 1);
   return {args.m, even_columns(args.n, tiles * kTileColumns, threads)};
 }
